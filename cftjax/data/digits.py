@@ -1,0 +1,128 @@
+"""The embedded default: handwritten digits from four sites, each of which labels some categories and not others.
+
+The handwriting is scikit-learn's copy of the UCI optical digits (Alpaydin & Kaynak, 1998): 1797 real digits of 8x8
+pixels, ten categories. Each scene holds one to five of them over clutter. Every site has a look of its own (paper,
+ink, clutter) and its own habit of labelling: of site A's training images perhaps 70 % say whether there is a 7, of site
+B's 2 %. A network that takes unknown for negative therefore learns that site B has no 7, and ranks every 7 of site B
+too low; known labels alone are fair, for within one site and category they are a random sample.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int
+from sklearn.datasets import load_digits
+
+from cftjax import types
+from cftjax.data import scenes
+
+# Raise it with every change that alters a pixel or a label, so that runs on older scenes are refused.
+VERSION = 1
+
+CATEGORIES = tuple(str(digit) for digit in range(scenes.NUM_CATEGORIES))
+
+# Shares of the 1797 source digits, of every category, that train and validation draw from; test has the rest.
+SOURCE_SHARES = (0.6, 0.15)
+# Known proportions of the four sites, in an order that differs from category to category.
+SITE_PROPORTIONS = np.array([0.02, 0.1, 0.3, 0.7])
+
+
+@dataclasses.dataclass(frozen=True)
+class DigitsData:
+    """Scenes of handwritten digits, made in two seconds from digits that scikit-learn ships; nothing is downloaded."""
+
+    image_size: int = 40
+    """Height and width of a scene, in pixels; at least 32."""
+    num_train: int = 4000
+    """Training scenes, whose labels are known only in part."""
+    num_validation: int = 1000
+    """Validation scenes, all labels known."""
+    num_test: int = 2000
+    """Test scenes, all labels known."""
+    known_proportion: float = 0.28
+    """Share of the training labels that are known, over all sites and categories; 1 keeps them all."""
+    seed: int = 0
+    """The seed of scenes and of hidden labels."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be drawn."""
+        if self.image_size < 32:
+            raise ValueError(f"image_size {self.image_size} is too small for legible digits: use 32 or more.")
+        for name in ("num_train", "num_validation", "num_test"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: every split of the digits needs at least 1 scene.")
+        if not 0 < self.known_proportion <= 1:
+            raise ValueError(f"known_proportion {self.known_proportion} is not a share: use a value in (0, 1].")
+        if self.seed < 0:
+            raise ValueError(f"seed {self.seed} is negative: use 0 or more.")
+
+    def load(self) -> types.Dataset:
+        """Draw all three splits; the same settings give the same pixels and labels."""
+        splits = {}
+        digest = hashlib.sha256(json.dumps([VERSION, dataclasses.asdict(self)]).encode())
+        sizes = (self.num_train, self.num_validation, self.num_test)
+        for index, (name, size, sources) in enumerate(zip(types.SPLITS, sizes, source_digits(), strict=True)):
+            images, labels, sites = scenes.draw_split(sources, size, self.image_size, (self.seed, index))
+            known = np.ones_like(labels)
+            if name == "train":
+                known = draw_known(sites, self.known_proportion, self.seed)
+            # What is not known must not be recoverable from the record.
+            labels &= known
+            digest.update(labels.tobytes() + known.tobytes())
+            images.flags.writeable = False
+            splits[name] = types.Records(
+                image=images.__getitem__,
+                labels=types.Labels(labels, known, np.zeros_like(known)),
+                names=[f"digits/{name}/{row:05d}" for row in range(size)],
+            )
+        return types.Dataset(categories=CATEGORIES, splits=splits, fingerprint=digest.hexdigest())
+
+
+def source_digits() -> tuple[scenes.Sources, scenes.Sources, scenes.Sources]:
+    """The handwriting of train, validation and test: disjoint, with all categories in each."""
+    pixels, category = map(np.asarray, load_digits(return_X_y=True))
+    ink = enlarge(pixels.reshape(-1, 8, 8).astype(np.float32) / 16.0, scenes.SOURCE_SIZE)
+    # The file lists each writer's digits in a run, so shares cut in file order keep most writers in one split.
+    rank = np.zeros(len(category))
+    for digit in range(scenes.NUM_CATEGORIES):
+        rows = np.flatnonzero(category == digit)
+        rank[rows] = np.arange(len(rows)) / len(rows)
+    split = np.digitize(rank, np.cumsum(SOURCE_SHARES))
+    parts = (np.flatnonzero(split == index) for index in range(len(types.SPLITS)))
+    train, validation, test = (scenes.Sources(ink[ids], category[ids], ids) for ids in parts)
+    return train, validation, test
+
+
+def enlarge(images: Float32[np.ndarray, "m a a"], size: int) -> Float32[np.ndarray, "m b b"]:
+    """Enlarge by Catmull-Rom interpolation, and sharpen the blurred edge of the strokes a little."""
+    side = images.shape[1]
+    position = (np.arange(size) + 0.5) * side / size - 0.5
+    distance = np.abs(position[:, None] - np.arange(side)[None, :])
+    near = 1.5 * distance**3 - 2.5 * distance**2 + 1
+    far = -0.5 * distance**3 + 2.5 * distance**2 - 4 * distance + 2
+    weights = np.where(distance < 1, near, np.where(distance < 2, far, 0)).astype(np.float32)
+    smooth = weights @ images @ weights.T
+    return np.clip(1.4 * smooth - 0.15, 0, 1)
+
+
+def draw_known(sites: Int[np.ndarray, " n"], proportion: float, seed: int) -> Bool[np.ndarray, "n 10"]:
+    """Which training labels are known: every (site, category) has a proportion of its own.
+
+    Args:
+        sites: the site of each image.
+        proportion: the mean of the proportions, in (0, 1].
+        seed: of the order of the proportions and of the draws.
+    """
+    rng = np.random.default_rng([seed, 1000])
+    order = np.stack([rng.permutation(scenes.NUM_SITES) for _ in range(scenes.NUM_CATEGORIES)], axis=1)
+    # The exponent that gives the four proportions the mean asked for: 1 at their own mean, 0 where all is known.
+    low, high = 0.0, 64.0
+    for _ in range(60):
+        exponent = (low + high) / 2
+        low, high = (exponent, high) if np.mean(SITE_PROPORTIONS**exponent) > proportion else (low, exponent)
+    chance = (SITE_PROPORTIONS**low)[order]
+    return rng.random((len(sites), scenes.NUM_CATEGORIES)) < chance[sites]

@@ -1,0 +1,12 @@
+"""The report's figures: each function takes arrays and returns a matplotlib Figure of its own, to save or to show.
+
+No window and no global state. What a colour says, a shape or a sign says as well. Scores are shown in %, as the field
+prints them.
+"""
+
+from cftjax.figures.calibration import reliability
+from cftjax.figures.images import image_sheet
+from cftjax.figures.scores import before_after
+from cftjax.figures.search import search_history
+
+__all__ = ["before_after", "image_sheet", "reliability", "search_history"]

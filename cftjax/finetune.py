@@ -1,0 +1,200 @@
+"""CFT on a model trained anywhere: `python -m cftjax.finetune FILE.npz --workdir RUN`.
+
+The file holds embeddings, labels and the last layer; the run holds the report and `heads.npz`, a new last layer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import jax
+import numpy as np
+import tyro
+
+from cftjax import cli, devices, embedding, report, runs, storage
+from cftjax.cft.choose import choose
+from cftjax.cft.polish import polish
+from cftjax.cft.search import search
+from cftjax.config import TuningConfig, with_recipe
+from cftjax.data import labels as label_values
+from cftjax.progress import Progress
+from cftjax.runs import Run
+from cftjax.types import SPLITS, Embeddings, Heads, Records
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Finetuning(TuningConfig):
+    """Tune the last layer of a model trained anywhere, from its embeddings.
+
+    The .npz holds train_z [n d] (or [n c d]), train_labels [n c] (1, 0, NaN where unknown), validation_z,
+    validation_labels, kernel [c d], bias [c], and optionally test_z, test_labels and categories [c].
+    """
+
+    file: Annotated[Path, tyro.conf.Positional]
+    """The .npz."""
+    workdir: Path = Path("runs/finetune")
+    """The folder of the run; a run that was interrupted goes on where it stood."""
+    recipe: Literal["default", "paper"] = "default"
+    """Search and polish as measures best, or as published."""
+    minus_one: Literal["refuse", "uncertain", "unknown"] = "refuse"
+    """What a label of -1 means: programs disagree, so that it is refused until you say."""
+
+
+def read(source: Finetuning) -> tuple[tuple[str, ...], dict[str, Embeddings], Heads]:
+    """Categories, embeddings per split, and the heads of the file.
+
+    Raises:
+        ValueError: with every array that is missing or of the wrong shape, or the first label that is not one.
+    """
+    arrays = storage.read_arrays(source.file)
+    splits = [split for split in SPLITS if split != "test" or "test_z" in arrays]
+    needed = ["kernel", "bias", *(f"{split}_{part}" for split in splits for part in ("z", "labels"))]
+    missing = [name for name in needed if name not in arrays]
+    if missing:
+        raise ValueError(f"{source.file} lacks {', '.join(missing)}; it holds {', '.join(arrays) or 'nothing'}")
+    kernel, bias = arrays["kernel"], arrays["bias"]
+    if kernel.ndim != 2 or bias.shape != kernel.shape[:1]:
+        raise ValueError(f"{source.file}: kernel {kernel.shape} must be [c d] and bias {bias.shape} [c]")
+    num, dim = kernel.shape
+    problems = []
+    embeddings = {}
+    for split in splits:
+        z, values = arrays[f"{split}_z"], arrays[f"{split}_labels"]
+        if z.shape not in ((len(z), dim), (len(z), num, dim)):
+            problems.append(f"{split}_z {z.shape} must be [n {dim}] or [n {num} {dim}], as kernel is {kernel.shape}")
+        if values.shape != (len(z), num):
+            problems.append(f"{split}_labels {values.shape} must be ({len(z)}, {num})")
+        if problems:
+            continue
+        if not np.isfinite(z).all():
+            row = int(np.argwhere(~np.isfinite(z))[0][0])
+            problems.append(f"{split}_z has a value that is not finite, first in row {row}")
+        values = values.astype(np.float32)
+        if (values == -1).any():
+            if source.minus_one == "refuse":
+                row, column = np.argwhere(values == -1)[0]
+                raise ValueError(
+                    f"{source.file}: {split}_labels has -1, first in row {row}, column {column}; say what it means "
+                    "with --minus-one uncertain or --minus-one unknown"
+                )
+            if source.minus_one == "unknown":
+                values = np.where(values == -1, np.nan, values)
+        try:
+            found = label_values.from_values(values)
+        except ValueError as error:
+            raise ValueError(f"{source.file}: {split}_labels: {error}") from error
+        embeddings[split] = Embeddings(z.astype(np.float32), found.labels, found.known, found.uncertain)
+    categories = tuple(str(name) for name in arrays.get("categories", np.arange(num)))
+    if len(categories) != num or len(set(categories)) != num:
+        problems.append(f"categories must be {num} different names, one per row of kernel")
+    if problems:
+        raise ValueError(f"{source.file}: " + "; ".join(problems))
+    return categories, embeddings, Heads(kernel.astype(np.float32), bias.astype(np.float32))
+
+
+def tune(run: Run, config: TuningConfig, made_from: Sequence[str], records: Records | None = None) -> dict[str, Any]:
+    """Search, polish, choose and report on the embeddings and backbone heads of a run, keeping what is done already.
+
+    Args:
+        run: holds `embeddings/` and `heads/backbone/`.
+        config: its ga, polish, choose, report and seed are read.
+        made_from: keys of the stages before.
+        records: the images of the test split, for a sheet of them in the report.
+
+    Returns:
+        The content of report/metrics.json.
+    """
+    embeddings = {split: run.embeddings(split) for split in SPLITS if (run.folder / "embeddings" / split).is_dir()}
+    train, validation = embeddings["train"], embeddings["validation"]
+    mesh = devices.mesh() if jax.device_count() > 1 else None
+    backbone = run.heads("backbone")
+
+    with run.stage("heads/ga", [config.ga, config.seed], made_from) as ga:
+        if not ga.complete:
+            with Progress("Search", unit="generations") as progress:
+                found = search(
+                    backbone,
+                    train,
+                    validation,
+                    key=jax.random.key(config.seed),
+                    config=config.ga,
+                    store=storage.FolderStore(ga.folder / "categories"),
+                    progress=lambda done, total, score: progress.update(done, total, f"validation m{config.ga.metric} {score:.4f}"),
+                    mesh=mesh,
+                )
+            storage.write_arrays(ga.folder / "history.npz", {"validation": found.history})
+            storage.write_heads(ga.folder / "heads.npz", found.heads)
+
+    with run.stage("heads/polish", [config.polish], [ga.key]) as polished:
+        if not polished.complete:
+            with Progress("Polish", unit="categories") as progress:
+                result = polish(
+                    run.heads("ga"),
+                    train,
+                    validation,
+                    config=config.polish,
+                    store=storage.FolderStore(polished.folder / "categories"),
+                    progress=lambda done, total, score: progress.update(done, total, f"validation m{config.polish.metric} {score:.4f}"),
+                    mesh=mesh,
+                )
+            storage.write_arrays(polished.folder / "history.npz", {"step": result.steps, "l2": result.l2})
+            storage.write_heads(polished.folder / "heads.npz", result.heads)
+
+    with run.stage("heads/final", [config.choose], [polished.key]) as final:
+        if not final.complete:
+            candidates = {stage: run.heads(stage) for stage in ("backbone", "ga", "polish")}
+            chosen = choose(candidates, train, validation, config=config.choose)
+            untuned = {run.categories[c]: reason for c, reason in chosen.untuned.items()}
+            storage.write_json(final.folder / "chosen.json", {"chosen": chosen.names, "untuned": untuned})
+            storage.write_heads(final.folder / "heads.npz", chosen.heads)
+            storage.write_heads(run.folder / "heads.npz", chosen.heads)
+
+    with run.stage("report", [config.report, config.choose.metric], [final.key]) as reported:
+        if not reported.complete:
+            choice = storage.read_json(run.folder / "heads" / "final" / "chosen.json")
+            history = storage.read_arrays(run.folder / "heads" / "ga" / "history.npz")["validation"]
+            report.write(
+                reported.folder,
+                categories=run.categories,
+                embeddings=embeddings,
+                heads={stage: run.heads(stage) for stage in runs.HEADS},
+                chosen=choice["chosen"],
+                untuned=choice["untuned"],
+                history=history,
+                metric=config.choose.metric,
+                seconds=run.seconds(),
+                config=config.report,
+                records=records,
+                seed=config.seed,
+            )
+    return storage.read_json(run.folder / "report" / "metrics.json")
+
+
+def main() -> None:
+    """Read the file, tune its heads, report."""
+    default = with_recipe(Finetuning(file=Path()), cli.recipe_of(sys.argv[1:]))
+    config = tyro.cli(Finetuning, default=dataclasses.replace(default, file=tyro.MISSING))
+    categories, embeddings, heads = read(config)
+    digest = hashlib.sha256(config.file.read_bytes() + config.minus_one.encode()).hexdigest()[:16]
+    run = runs.create(config.workdir, config, categories, digest)
+    with run.writing():
+        keys = []
+        for split, content in embeddings.items():
+            with run.stage(f"embeddings/{split}", [], [digest]) as stage:
+                if not stage.complete:
+                    embedding.save(stage.folder, content)
+            keys.append(stage.key)
+        with run.stage("heads/backbone", [], [digest]) as stage:
+            if not stage.complete:
+                storage.write_heads(stage.folder / "heads.npz", heads)
+        tune(run, config, [*keys, stage.key])
+    print(f"Report: {run.folder / 'report'}   New last layer: {run.folder / 'heads.npz'}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

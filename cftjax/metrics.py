@@ -1,0 +1,192 @@
+"""Exact ranking metrics over known labels: average precision and AUROC, with ties, on raw scores.
+
+Both follow scikit-learn's definitions (`average_precision_score`, `roc_auc_score`): equal scores form one group, which AP
+takes whole and AUROC credits by half. Give raw logits, not probabilities: a float32 sigmoid makes ties of its own.
+
+The public functions take `[n c]` and return `[c]`. The search calls `ranking_keys` and the `*_of_keys` functions directly,
+over any leading axes: one integer sort per row of scores, the label riding in the key.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float, Int32, Num, Shaped
+
+from cftjax.types import Array
+
+# Magnitudes of float32 logits below 2**-63 count as 0 and above 2**64 as equal; within, the key is exact.
+_SMALLEST_EXPONENT = 64 << 23
+_LARGEST_MAGNITUDE = (1 << 30) - 1
+_MASKED_KEY = np.int32(np.iinfo(np.int32).min)
+
+
+def ranking_keys(
+    scores: Float[Array, "... n"], labels: Bool[Array, "... n"], where: Bool[Array, "... n"]
+) -> Int32[jax.Array, "... n"]:
+    """Integers that sort as the scores do, with the label in the lowest bit and masked entries below all others.
+
+    The order of float32 is the order of its bits, sign aside. Dropping the exponents that no logit has frees the bit that
+    the label takes, so that nothing of the score's mantissa is lost: two scores share a key (label aside) only if they are
+    equal, both within 2**-63 of zero, or both beyond the same 2**64.
+    """
+    bits = jax.lax.bitcast_convert_type(jnp.asarray(scores, jnp.float32), jnp.int32)
+    magnitude = jnp.clip((bits & 0x7FFFFFFF) - _SMALLEST_EXPONENT, 0, _LARGEST_MAGNITUDE)
+    keys = 2 * jnp.where(bits < 0, -magnitude, magnitude) + labels.astype(jnp.int32)
+    return jnp.where(where, keys, _MASKED_KEY)
+
+
+def _cumulative_sum(x: Int32[jax.Array, "... n"]) -> Int32[jax.Array, "... n"]:
+    """Inclusive sum along the last axis, in blocks: XLA's own is slower than the product with a small triangle.
+
+    Each block's product is exact in float32 (counts of at most 32) and the blocks' offsets are added as integers.
+    """
+    n, block = x.shape[-1], 32
+    blocks = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -n % block)]).reshape(*x.shape[:-1], -1, block)
+    triangle = jnp.triu(jnp.ones((block, block), jnp.float32))
+    within = jnp.matmul(blocks.astype(jnp.float32), triangle).astype(jnp.int32)
+    totals = within[..., -1]
+    offsets = jnp.cumsum(totals, axis=-1) - totals
+    return (within + offsets[..., None]).reshape(*x.shape[:-1], -1)[..., :n]
+
+
+def _next_start(values: Int32[jax.Array, "... n"], starts: Bool[jax.Array, "... n"], last: Any) -> Int32[jax.Array, "... n"]:
+    """For each position the value at the next group's start, `last` behind the final group; values must not decrease."""
+    at_starts = jnp.where(starts, values, last)
+    later = jnp.concatenate([at_starts[..., 1:], jnp.broadcast_to(last, (*values.shape[:-1], 1))], axis=-1)
+    return jax.lax.cummin(later, axis=later.ndim - 1, reverse=True)
+
+
+def _sorted_keys(keys: Int32[jax.Array, "... n"]) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Ascending keys, their labels (0 or 1), whether each continues the group of equal scores before it, and n masked."""
+    masked = jnp.sum(keys == _MASKED_KEY, axis=-1, keepdims=True, dtype=jnp.int32)
+    ordered = jax.lax.sort(keys, dimension=keys.ndim - 1, is_stable=False)
+    score = ordered >> 1
+    first = jnp.zeros((*keys.shape[:-1], 1), bool)
+    continues = jnp.concatenate([first, score[..., 1:] == score[..., :-1]], axis=-1)
+    return ordered, ordered & 1, continues, masked
+
+
+def _positions(keys: Int32[jax.Array, "... n"]) -> Int32[jax.Array, "... n"]:
+    return jax.lax.broadcasted_iota(jnp.int32, keys.shape, keys.ndim - 1)
+
+
+def average_precision_of_keys(keys: Int32[jax.Array, "... n"]) -> Float[jax.Array, "..."]:
+    """AP of rows of `ranking_keys`; NaN where a row has no known positive."""
+    ordered, positive, continues, _ = _sorted_keys(keys)
+    n = keys.shape[-1]
+    total = jnp.sum(positive, axis=-1, keepdims=True)
+    before = _cumulative_sum(positive) - positive
+    at_least = n - _positions(keys)  # entries ranked at or above each position
+    precision = (total - before).astype(jnp.float32) / at_least.astype(jnp.float32)
+
+    def without_ties() -> jax.Array:
+        return jnp.sum(jnp.where(positive == 1, precision, 0.0), axis=-1)
+
+    def with_ties() -> jax.Array:
+        starts = ~continues & (ordered != _MASKED_KEY)
+        in_group = _next_start(before, starts, total) - before
+        return jnp.sum(jnp.where(starts, precision * in_group.astype(jnp.float32), 0.0), axis=-1)
+
+    tied = jnp.any(continues & (positive == 1))
+    found = jax.lax.cond(tied, with_ties, without_ties)
+    return found / jnp.where(total == 0, jnp.nan, total)[..., 0]
+
+
+def auroc_of_keys(keys: Int32[jax.Array, "... n"]) -> Float[jax.Array, "..."]:
+    """AUROC of rows of `ranking_keys`; NaN where a row lacks a known positive or a known negative."""
+    ordered, positive, continues, masked = _sorted_keys(keys)
+    n = keys.shape[-1]
+    position = _positions(keys) - masked
+    total = jnp.sum(positive, axis=-1, keepdims=True)
+    negatives = n - masked - total
+    # Within a group of equal scores the negatives come first, so this counts tied negatives in full; ties give half back.
+    below = position - (_cumulative_sum(positive) - positive)
+    share = 1.0 / jnp.maximum(negatives, 1).astype(jnp.float32)
+    won = jnp.sum(jnp.where(positive == 1, below.astype(jnp.float32) * share, 0.0), axis=-1)
+
+    def half_of_ties() -> jax.Array:
+        starts = ~continues & (ordered != _MASKED_KEY)
+        before = position - below
+        positives = _next_start(before, starts, total) - before
+        entries = _next_start(position, starts, n - masked) - position
+        pairs = positives.astype(jnp.float32) * (entries - positives).astype(jnp.float32)
+        return 0.5 * jnp.sum(jnp.where(starts, pairs * share, 0.0), axis=-1)
+
+    tied = jnp.any(continues & (positive == 1))
+    won = won - jax.lax.cond(tied, half_of_ties, lambda: jnp.zeros_like(won))
+    undefined = (total == 0) | (negatives == 0)
+    return won / jnp.where(undefined, jnp.nan, total)[..., 0]
+
+
+OF_KEYS = {"AP": average_precision_of_keys, "AUROC": auroc_of_keys}
+
+
+@jax.jit(static_argnames="metric")
+def _score(scores: Array, labels: Array, where: Array, metric: str) -> Float[jax.Array, " c"]:
+    keys = ranking_keys(scores.T, labels.T.astype(bool), where.T)
+    unordered = jnp.any(jnp.isnan(scores) & where, axis=0)
+    return jnp.where(unordered, jnp.nan, OF_KEYS[metric](keys))
+
+
+def _ranks_if_wide(scores: Array) -> Array:
+    """Float64 and integer scores as the rank of each distinct value per column, so that float32 makes no ties of its own."""
+    if isinstance(scores, np.ndarray) and scores.dtype not in (np.float32, np.float16):
+        ranked = np.empty(scores.shape, np.float32)
+        for c in range(scores.shape[1]):
+            ranked[:, c] = np.unique(scores[:, c], return_inverse=True)[1]
+        return np.where(np.isnan(scores), np.float32(np.nan), ranked)
+    return scores
+
+
+def score(metric: str, scores: Array, labels: Array, where: Array | None = None) -> Float[jax.Array, " c"]:
+    """`average_precision` for metric "AP", `auroc` for "AUROC"."""
+    scores, labels = (x if isinstance(x, jax.Array) else np.asarray(x) for x in (scores, labels))
+    if scores.ndim != 2 or scores.shape != labels.shape:
+        raise ValueError(f"scores {scores.shape} and labels {labels.shape} must both be [n c]; for one category use [:, None]")
+    known = np.ones(scores.shape, bool) if where is None else where
+    if known.shape != scores.shape:
+        raise ValueError(f"where {known.shape} must have the shape of scores, {scores.shape}")
+    if metric not in OF_KEYS:
+        raise ValueError(f"metric {metric!r} is not one of {', '.join(OF_KEYS)}")
+    return _score(_ranks_if_wide(scores), labels, known, metric)
+
+
+def average_precision(
+    scores: Num[Array, "n c"], labels: Shaped[Array, "n c"], where: Bool[Array, "n c"] | None = None
+) -> Float[jax.Array, " c"]:
+    """Average precision of each category over its known labels.
+
+    Args:
+        scores: [n c] raw logits, or anything that ranks; NumPy float64 keeps its full precision.
+        labels: [n c], true or 1 for positive; read only where known.
+        where: [n c], true where the label is known; None if all are.
+
+    Returns:
+        [c] float32 in [0, 1]; NaN where a category has no known positive, or a NaN among its known scores.
+
+    Raises:
+        ValueError: on shapes that do not agree.
+    """
+    return score("AP", scores, labels, where)
+
+
+def auroc(
+    scores: Num[Array, "n c"], labels: Shaped[Array, "n c"], where: Bool[Array, "n c"] | None = None
+) -> Float[jax.Array, " c"]:
+    """Area under the ROC curve of each category over its known labels, ties by half.
+
+    Args, returns and errors are those of `average_precision`; NaN also where a category has no known negative.
+    """
+    return score("AUROC", scores, labels, where)
+
+
+def mean_defined(values: Float[Array, "... c"]) -> Float[jax.Array, "..."]:
+    """Mean over the categories whose score is defined (mAP, mAUC); NaN where none is."""
+    values = jnp.asarray(values)
+    defined = ~jnp.isnan(values)
+    count = jnp.sum(defined, axis=-1)
+    return jnp.sum(jnp.where(defined, values, 0.0), axis=-1) / jnp.where(count == 0, jnp.nan, count)

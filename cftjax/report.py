@@ -1,0 +1,262 @@
+"""The report of a run: metrics.json, a table and figures of what fine-tuning changed, on images kept apart for it.
+
+Scores come from raw logits and known labels only. The split reported is test; without one it is validation, and every
+title then says so. Intervals are paired bootstraps over images, or over patients where the images have groups.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from cftjax import bootstrap, figures, metrics, reliability, tables
+from cftjax.bootstrap import Interval, Resampled
+from cftjax.config import Metric, ReportConfig
+from cftjax.reliability import Bins
+from cftjax.tables import MEAN, STAGES
+from cftjax.types import Embeddings, Heads, Records
+
+SPLITS = ("validation", "test")
+ROWS_AT_ONCE = 8192
+# Logits of all stages of one group of categories, in bytes.
+LOGITS_BYTES = 256 * 2**20
+NUM_IMAGES = 24
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """One split, measured.
+
+    Attributes:
+        points: stage -> metric -> [c] in [0, 1], NaN where undefined.
+        resampled: backbone and final under the same resamples.
+        bins: backbone and final, for the reliability diagram.
+        resampled_units: what a resample draws, "images" or "groups".
+    """
+
+    points: dict[str, dict[str, Float[np.ndarray, " c"]]]
+    resampled: Resampled
+    bins: dict[str, Bins]
+    resampled_units: str
+
+
+def logits(heads: Mapping[str, Heads], embeddings: Embeddings, some: slice) -> dict[str, Float[np.ndarray, "n g"]]:
+    """Raw logits of each stage for some categories, reading the embeddings once, a block of rows at a time."""
+    picked = {stage: Heads(np.asarray(head.kernel)[some], np.asarray(head.bias)[some]) for stage, head in heads.items()}
+    found = {stage: np.empty((len(embeddings), len(head.bias)), np.float32) for stage, head in picked.items()}
+    for start in range(0, len(embeddings), ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE)
+        z = embeddings.z[rows] if embeddings.z.ndim == 2 else embeddings.z[rows, some]
+        for stage, head in picked.items():
+            found[stage][rows] = head(z)
+    return found
+
+
+def _category_groups(n: int, c: int) -> Iterator[slice]:
+    size = max(1, LOGITS_BYTES // (4 * len(STAGES) * max(n, 1)))
+    return (slice(start, min(start + size, c)) for start in range(0, c, size))
+
+
+def measure(embeddings: Embeddings, heads: Mapping[str, Heads], *, resamples: int, seed: int) -> Scores:
+    """Score every stage's heads on one split, and backbone and final under resampling.
+
+    Args:
+        embeddings: the split.
+        heads: stage -> heads, for the stages backbone, ga, polish and final.
+        resamples: bootstrap resamples.
+        seed: of the bootstrap.
+    """
+    n, c = embeddings.labels.shape
+    pair = ("backbone", "final")
+    points = {stage: {metric: np.empty(c, np.float32) for metric in MEAN} for stage in STAGES}
+    resampled = Resampled(*(np.empty((2, resamples, c), np.float32) for _ in range(2)))
+    empty = reliability.bins(*(np.zeros((0, 1), dtype) for dtype in (np.float32, bool, bool)))
+    bins: dict[str, Bins] = {stage: empty for stage in pair}
+    for some in _category_groups(n, c):
+        labels, known = (np.asarray(x[:, some], bool) for x in (embeddings.labels, embeddings.known))
+        found = logits(heads, embeddings, some)
+        for stage in STAGES:
+            for metric in MEAN:
+                points[stage][metric][some] = metrics.score(metric, found[stage], labels, known)
+        both = np.stack([found[stage] for stage in pair])
+        drawn = bootstrap.resample(both, labels, known, groups=embeddings.groups, resamples=resamples, seed=seed)
+        resampled.AP[..., some], resampled.AUROC[..., some] = drawn.AP, drawn.AUROC
+        for stage in pair:
+            bins[stage] += reliability.bins(reliability.probabilities(found[stage]), labels, known)
+    return Scores(points, resampled, bins, "images" if embeddings.groups is None else "groups")
+
+
+def _plain(x: Any) -> Any:
+    """NumPy to what JSON can say: lists, numbers, and None for what is not a number."""
+    if isinstance(x, np.ndarray):
+        return [_plain(value) for value in x.tolist()]
+    if isinstance(x, float):
+        return x if math.isfinite(x) else None
+    return x
+
+
+def _intervals(found: Sequence[Interval]) -> dict[str, list[Any]]:
+    return {key.name: [_plain(getattr(x, key.name)) for x in found] for key in dataclasses.fields(Interval)}
+
+
+def to_dict(scores: Scores) -> dict[str, Any]:
+    """A split's part of metrics.json: each stage's scores, and final minus backbone with intervals."""
+    out: dict[str, Any] = {}
+    for stage in STAGES:
+        points = scores.points[stage]
+        out[stage] = {MEAN[metric]: _plain(float(metrics.mean_defined(points[metric]))) for metric in MEAN}
+        out[stage] |= {metric: _plain(points[metric].astype(np.float64)) for metric in MEAN}
+    means, each = {}, {}
+    for metric, mean in MEAN.items():
+        value = scores.points["final"][metric].astype(np.float64) - scores.points["backbone"][metric]
+        before, after = getattr(scores.resampled, metric)
+        samples = after - before
+        over_categories = np.asarray(metrics.mean_defined(samples), np.float64)
+        found = bootstrap.interval(float(metrics.mean_defined(value)), over_categories)
+        means[mean] = {key: _plain(x) for key, x in dataclasses.asdict(found).items()}
+        each[metric] = _intervals([bootstrap.interval(float(v), s) for v, s in zip(value, samples.T, strict=True)])
+    resamples = scores.resampled.AP.shape[1]
+    out["difference"] = means | each | {"resampled": scores.resampled_units, "resamples": resamples}
+    return out
+
+
+def _known(embeddings: Embeddings) -> dict[str, list[int]]:
+    labels, known = np.asarray(embeddings.labels, bool), np.asarray(embeddings.known, bool)
+    return {"positive": (labels & known).sum(0).tolist(), "negative": (~labels & known).sum(0).tolist()}
+
+
+def _save(path: Path, content: bytes) -> None:
+    """Write under another name first, so that a killed run leaves the old file or the new one, never half of one."""
+    temporary = path.with_name(path.name + ".partial")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
+
+
+def _save_figure(path: Path, figure: Figure) -> None:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    _save(path, buffer.getvalue())
+
+
+def _images(records: Records, embeddings: Embeddings, final: Heads, categories: Sequence[str], split: str) -> Figure:
+    """The sheet of images: a random few, each with what is true of it and what the final heads say."""
+    rows = np.sort(np.random.default_rng(0).choice(len(records), min(NUM_IMAGES, len(records)), replace=False))
+    images = [records.image(row) for row in rows.tolist()]
+    z, labels, known = (np.asarray(x[rows]) for x in (embeddings.z, embeddings.labels, embeddings.known))
+    probs = reliability.probabilities(np.asarray(final(z)))
+    return figures.image_sheet(images, categories, probs, labels.astype(bool), known.astype(bool), split=split)
+
+
+def write(
+    folder: Path,
+    *,
+    categories: Sequence[str],
+    embeddings: Mapping[str, Embeddings],
+    heads: Mapping[str, Heads],
+    chosen: Sequence[str],
+    untuned: Mapping[str, str],
+    history: Mapping[str, np.ndarray],
+    metric: Metric,
+    seconds: Mapping[str, float],
+    config: ReportConfig,
+    records: Records | None = None,
+    seed: int = 0,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Measure a run, print its table, and write metrics.json, table.txt, table.csv and the figures.
+
+    Args:
+        folder: where to; made if need be.
+        categories: names, length c.
+        embeddings: train, validation and, where there is one, test.
+        heads: of the stages backbone, ga, polish and final.
+        chosen: for each category the candidate that became final.
+        untuned: category -> why it stayed as it was.
+        history: of the search, `generation` [g] and `score` [g c], the best validation score so far in [0, 1], NaN once
+            a category has stopped and throughout where it was not tuned. Generation 0, the start, may lead.
+        metric: which score the table and figures show.
+        seconds: stage -> how long it took.
+        config: how many resamples.
+        records: the images of the split reported, in the order of its embeddings; None leaves out their sheet.
+        seed: of the bootstrap.
+        console: where the table is printed; None is the terminal.
+
+    Returns:
+        What metrics.json holds.
+
+    Raises:
+        ValueError: where stages, categories or images do not agree in number.
+    """
+    _check(categories, embeddings, heads, chosen, records)
+    folder.mkdir(parents=True, exist_ok=True)
+    splits = [split for split in SPLITS if split in embeddings]
+    scores = {split: measure(embeddings[split], heads, resamples=config.resamples, seed=seed) for split in splits}
+    out: dict[str, Any] = {"categories": list(categories), "metric": metric}
+    out |= {split: to_dict(scores[split]) for split in splits}
+    out |= {"chosen": list(chosen), "untuned": dict(untuned)}
+    out["known"] = {split: _known(embeddings[split]) for split in ("train", *splits)}
+    out["seconds"] = {name: float(value) for name, value in seconds.items()}
+    _save(folder / "metrics.json", (json.dumps(out, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode())
+
+    split = splits[-1]
+    _save(folder / "table.csv", tables.to_csv(out).encode())
+    plain = Console(file=io.StringIO(), width=120, color_system=None, record=True)
+    for target in (plain, console or Console()):
+        target.print(tables.table(out))
+        for note in tables.notes(out):
+            target.print(note, markup=False, highlight=False, emoji=False)
+    _save(folder / "table.txt", plain.export_text().encode())
+
+    before, after = (scores[split].points[stage][metric] for stage in ("backbone", "final"))
+    bins = {"before (backbone)": scores[split].bins["backbone"], "after (final)": scores[split].bins["final"]}
+    drawn = {
+        "before_after": figures.before_after(categories, before, after, metric=metric, split=split),
+        "search_history": figures.search_history(categories, history["generation"], history["score"], metric=metric),
+        "reliability": figures.reliability(bins, split=split),
+    }
+    for old in SPLITS:
+        (folder / f"{old}_images.png").unlink(missing_ok=True)
+    if records is not None:
+        drawn[f"{split}_images"] = _images(records, embeddings[split], heads["final"], categories, split)
+    for name, figure in drawn.items():
+        _save_figure(folder / f"{name}.png", figure)
+    return out
+
+
+def _check(
+    categories: Sequence[str],
+    embeddings: Mapping[str, Embeddings],
+    heads: Mapping[str, Heads],
+    chosen: Sequence[str],
+    records: Records | None,
+) -> None:
+    """Refuse what does not belong together before anything is measured or written."""
+    for needed, given, kind in (
+        (("train", "validation"), embeddings, "split"),
+        (STAGES, heads, "stage"),
+    ):
+        missing = [name for name in needed if name not in given]
+        if missing:
+            raise ValueError(f"the report lacks the {kind} {', '.join(missing)}: give {', '.join(needed)}")
+    counts = {"chosen": len(chosen)}
+    counts |= {f"heads {stage}": len(heads[stage].bias) for stage in STAGES}
+    counts |= {f"embeddings {split}": x.labels.shape[1] for split, x in embeddings.items()}
+    for name, count in counts.items():
+        if count != len(categories):
+            raise ValueError(f"{name} has {count} categories, but {len(categories)} are named")
+    split = "test" if "test" in embeddings else "validation"
+    if records is not None and len(records) != len(embeddings[split]):
+        raise ValueError(
+            f"records has {len(records)} images, but the embeddings of {split} have {len(embeddings[split])}"
+        )

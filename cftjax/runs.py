@@ -1,0 +1,189 @@
+"""A run: one folder that describes itself, with one sub-folder per stage, each complete or to be gone on with.
+
+A stage is kept while its own settings and everything it was made from are unchanged; otherwise it and the later ones are
+made anew, with a line saying so. Changed data or categories are refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import platform
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from cftjax import embedding, storage
+from cftjax.types import SPLITS, Embeddings, Heads
+
+FORMAT = 1
+HEADS = ("backbone", "ga", "polish", "final")
+LIBRARIES = ("cftjax", "jax", "jaxlib", "flax", "optax", "evosax", "grain", "orbax-checkpoint", "numpy")
+
+
+def plain(value: Any) -> Any:
+    """Settings as JSON can hold them."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _differences(old: Any, new: Any, name: str = "") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        both = [*old, *(key for key in new if key not in old)]
+        return [d for key in both for d in _differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)]
+    return [] if old == new else [f"{name}: {old} -> {new}"]
+
+
+@dataclasses.dataclass
+class Stage:
+    """One stage of a run.
+
+    Attributes:
+        folder: where it keeps its results, and before they are complete what it goes on from.
+        complete: whether there is nothing left to do.
+        key: a hash of its settings and of all that it was made from.
+    """
+
+    folder: Path
+    complete: bool
+    key: str
+
+
+class Run:
+    """An opened run folder. Reading one needs no lock; `writing` takes it."""
+
+    def __init__(self, folder: Path):
+        """Open a run that exists.
+
+        Raises:
+            FileNotFoundError: where there is none.
+            ValueError: for a format newer than this version reads.
+        """
+        self.folder = Path(folder)
+        path = self.folder / "config.json"
+        if not path.is_file():
+            raise FileNotFoundError(f"{self.folder} is not a run (it has no config.json); give the --workdir of a training")
+        self.config: dict[str, Any] = storage.read_json(path)
+        if self.config["format"] > FORMAT:
+            raise ValueError(f"{path} has format {self.config['format']}, this version reads up to {FORMAT}: upgrade cftjax")
+        self.categories: tuple[str, ...] = tuple(self.config["categories"])
+
+    def heads(self, stage: str) -> Heads:
+        """The heads after `backbone`, `ga`, `polish` or `final`, kernel [c d] and bias [c]."""
+        if stage not in HEADS:
+            raise ValueError(f"heads {stage!r} is not one of {', '.join(HEADS)}")
+        return storage.read_heads(self.folder / "heads" / stage / "heads.npz")
+
+    def embeddings(self, split: str) -> Embeddings:
+        """A split's embeddings, as memory maps."""
+        folder = self.folder / "embeddings" / split
+        if not folder.is_dir():
+            present = [s for s in SPLITS if (self.folder / "embeddings" / s).is_dir()]
+            raise FileNotFoundError(f"{self.folder} has no split {split!r}; it has {', '.join(present) or 'none yet'}")
+        return embedding.load(folder)
+
+    @contextlib.contextmanager
+    def stage(self, name: str, settings: Any, made_from: Sequence[str] = ()) -> Iterator[Stage]:
+        """Do a stage, unless it is complete with these settings; complete when the block ends without an error.
+
+        Args:
+            name: the folder under the run.
+            settings: everything that its result depends on, in dataclasses, lists and dicts.
+            made_from: keys of the stages that it reads.
+        """
+        folder, settings = self.folder / name, json.loads(json.dumps(plain(settings)))
+        record = folder / "stage.json"
+        key = hashlib.sha256(json.dumps([name, settings, list(made_from)], sort_keys=True).encode()).hexdigest()[:16]
+        old = storage.read_json(record) if record.is_file() else None
+        if old is not None and old["key"] != key:
+            changed = _differences(old["settings"], settings) or ["an earlier stage"]
+            print(f"{name}: made anew, since {'; '.join(changed)}", flush=True)
+            shutil.rmtree(folder)
+            old = None
+        stage = Stage(folder, old is not None and old["complete"], key)
+        if stage.complete:
+            yield stage
+            return
+        spent = old["seconds"] if old else 0.0
+        content = {"key": key, "settings": settings, "complete": False, "seconds": spent}
+        storage.write_json(record, content)
+        began = time.monotonic()
+        try:
+            yield stage
+        except BaseException:
+            with contextlib.suppress(OSError):
+                storage.write_json(record, content | {"seconds": spent + time.monotonic() - began})
+            raise
+        storage.write_json(record, content | {"complete": True, "seconds": spent + time.monotonic() - began})
+
+    def seconds(self) -> dict[str, float]:
+        """Stage -> seconds spent on it, over all attempts that were not killed outright."""
+        found = sorted(self.folder.rglob("stage.json"), key=lambda path: path.stat().st_mtime)
+        return {path.parent.relative_to(self.folder).as_posix(): storage.read_json(path)["seconds"] for path in found}
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the run for this process alone.
+
+        Raises:
+            ValueError: where another process writes into it.
+        """
+        with open(self.folder / ".lock", "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise ValueError(f"another process is writing into {self.folder}; wait for it, or use another --workdir") from error
+            yield
+
+
+def create(folder: Path, settings: Any, categories: Sequence[str], fingerprint: str, preprocessing: Any = None) -> Run:
+    """Open the run of this experiment, or begin it.
+
+    Args:
+        folder: the --workdir.
+        settings: the whole configuration; a changed one is recorded, its stages decide what must be made anew.
+        categories: names, in order.
+        fingerprint: of the data.
+        preprocessing: what an image goes through, for those who use the model later.
+
+    Raises:
+        ValueError: where the folder holds a run on other data or categories, or something that is not a run.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--workdir {folder} is a file; give a folder")
+    path = folder / "config.json"
+    if path.is_file():
+        old = Run(folder).config
+        if old["categories"] != list(categories):
+            raise ValueError(
+                f"{folder} was begun with other categories ({', '.join(old['categories'][:5])}, …; now "
+                f"{', '.join(categories[:5])}, …): use another --workdir"
+            )
+        if old["fingerprint"] != fingerprint:
+            changed = _differences(old["settings"].get("data"), plain(settings).get("data")) or ["labels or names in its files"]
+            raise ValueError(f"{folder} was begun with other data ({'; '.join(changed)}): use another --workdir")
+    elif folder.is_dir() and any(item.name != ".lock" for item in folder.iterdir()):
+        raise ValueError(f"--workdir {folder} is not empty and holds no run; give a new folder")
+    storage.write_json(
+        path,
+        {
+            "format": FORMAT,
+            "settings": plain(settings),
+            "categories": list(categories),
+            "fingerprint": fingerprint,
+            "preprocessing": plain(preprocessing),
+            "versions": {name: importlib.metadata.version(name) for name in LIBRARIES} | {"python": platform.python_version()},
+        },
+    )
+    return Run(folder)

@@ -1,0 +1,112 @@
+"""Small files of a run: JSON and arrays, written whole or not at all, read without pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, MutableMapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cftjax.types import Heads
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace a file in one step, so that a reader or a crash never sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Strict JSON: NaN is refused."""
+    write_bytes(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """The content, or ValueError naming the file."""
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON ({error}); delete it, or restore it from a copy") from error
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
+    """An .npz of plain arrays."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.savez(file, allow_pickle=False, **{key: np.asarray(value) for key, value in arrays.items()})
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of an .npz, or ValueError naming the file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except Exception as error:
+        raise ValueError(f"{path} is not a readable .npz of plain arrays ({error})") from error
+
+
+def write_heads(path: Path, heads: Heads) -> None:
+    """kernel [c d] and bias [c], float32."""
+    write_arrays(path, {"kernel": np.asarray(heads.kernel), "bias": np.asarray(heads.bias)})
+
+
+def read_heads(path: Path) -> Heads:
+    """What `write_heads` wrote."""
+    arrays = read_arrays(path)
+    return Heads(arrays["kernel"], arrays["bias"])
+
+
+class FolderStore(MutableMapping[str, dict[str, np.ndarray]]):
+    """Arrays by name, one .npz each: what an interrupted stage goes on from."""
+
+    def __init__(self, folder: Path):
+        """Keep the arrays in this folder."""
+        self.folder = folder
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.npz"
+
+    def __getitem__(self, name: str) -> dict[str, np.ndarray]:
+        """Read one entry."""
+        if not self._path(name).is_file():
+            raise KeyError(name)
+        return read_arrays(self._path(name))
+
+    def __setitem__(self, name: str, arrays: dict[str, np.ndarray]) -> None:
+        """Write one entry, whole or not at all."""
+        write_arrays(self._path(name), arrays)
+
+    def __delitem__(self, name: str) -> None:
+        """Forget one entry."""
+        self._path(name).unlink()
+
+    def __iter__(self) -> Iterator[str]:
+        """Names of all entries."""
+        return (path.stem for path in self.folder.glob("[!.]*.npz"))
+
+    def __len__(self) -> int:
+        """The number of entries."""
+        return sum(1 for _ in self)

@@ -1,0 +1,49 @@
+"""The whole pipeline: `python -m cftjax.train [CONFIG.py] [--recipe default|paper] [--workdir RUN] [--options]`.
+
+Without a configuration it trains on digits drawn on the spot, a minute or two on two cores.
+"""
+
+from __future__ import annotations
+
+import jax
+
+from cftjax import cli, embedding, finetune, runs, storage, training
+from cftjax.config import Config
+from cftjax.data import splits
+from cftjax.data.digits import DigitsData, get_config
+from cftjax.types import SPLITS
+
+
+def main() -> None:
+    """Train the backbone, embed every split once, search and polish each category's head, choose, report."""
+    experiment = cli.parse("Train a multi-label classifier from partial labels, then tune each category's head.", get_config)
+    config = experiment.config
+    prepared = splits.prepare(config.data.load(), config.labels, config.split)
+    dataset = prepared.dataset
+    run = runs.create(experiment.workdir, config, dataset.categories, dataset.fingerprint, training.preprocessing(config))
+    with run.writing():
+        if prepared.validation_rows is not None:
+            storage.write_arrays(run.folder / "validation_rows.npz", {"rows": prepared.validation_rows})
+
+        trained_with = [config.labels, config.input, config.backbone, config.training, config.seed]
+        with run.stage("backbone", trained_with, [dataset.fingerprint]) as trained:
+            if not trained.complete:
+                training.fit(dataset, config, trained.folder)
+
+        # Search and polish read embeddings only, so that other settings for them never touch the backbone again.
+        keys = []
+        for split in (s for s in SPLITS if s in dataset.splits):
+            with run.stage(f"embeddings/{split}", [config.embed], [trained.key]) as stage:
+                if not stage.complete:
+                    embedding.embed(trained.folder, dataset.splits[split], config, stage.folder)
+            keys.append(stage.key)
+        with run.stage("heads/backbone", [], [trained.key]) as stage:
+            if not stage.complete:
+                storage.write_heads(stage.folder / "heads.npz", training.load_heads(trained.folder))
+
+        finetune.tune(run, config, [*keys, stage.key], dataset.splits.get("test"))
+    print(f"Report: {run.folder / 'report'}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,139 @@
+"""The arrays that pass between stages: labels, records of one split, batches, embeddings and heads."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float, Num, UInt8
+
+Array = np.ndarray | jax.Array
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class Labels:
+    """What is known of each image's categories.
+
+    `labels` is meaningful only where `known`; a label the source hedged on (CheXpert's -1) has `uncertain` set and
+    `known` unset; a label that nobody gave has neither.
+
+    Attributes:
+        labels: [n c], True where the category is known to be present.
+        known: [n c], True where the label is a definite positive or negative.
+        uncertain: [n c], True where the source gave a label but hedged.
+    """
+
+    labels: Bool[np.ndarray, "n c"]
+    known: Bool[np.ndarray, "n c"]
+    uncertain: Bool[np.ndarray, "n c"]
+
+    def __getitem__(self, rows: Any) -> Labels:
+        """Select rows."""
+        return Labels(self.labels[rows], self.known[rows], self.uncertain[rows])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n, c)."""
+        n, c = self.labels.shape
+        return n, c
+
+
+@dataclasses.dataclass(frozen=True)
+class Records:
+    """One split of a data set: images that are opened one at a time, and their labels.
+
+    Attributes:
+        image: row -> uint8 [h w 3]; opens and decodes that image.
+        labels: the labels of all rows.
+        names: what a person calls each row (a path, or `test/00012`), length n.
+        groups: [n] integers or strings shared by images of one patient or study; None where every image stands alone.
+    """
+
+    image: Callable[[int], UInt8[np.ndarray, "h w 3"]]
+    labels: Labels
+    names: Sequence[str]
+    groups: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        """The number of images."""
+        return len(self.names)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """All splits of a data set under one list of categories.
+
+    Attributes:
+        categories: the names, in the order of every [... c] axis.
+        splits: `train`, `validation` and, where there is one, `test`.
+        fingerprint: a hash of names, labels and settings; a run refuses to go on when it changes.
+    """
+
+    categories: tuple[str, ...]
+    splits: dict[str, Records]
+    fingerprint: str
+
+
+class Batch(NamedTuple):
+    """What one training or embedding step takes.
+
+    Attributes:
+        image: [n h w 3] float32, normalised.
+        labels: [n c] float32 targets in [0, 1].
+        known: [n c] bool, where the target counts.
+        rows: [n] int32 row of the split; -1 for padding that fills the last batch.
+    """
+
+    image: Array
+    labels: Array
+    known: Array
+    rows: Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Heads:
+    """The last layer: one logistic regression per category.
+
+    Attributes:
+        kernel: [c d].
+        bias: [c].
+    """
+
+    kernel: Float[Array, "c d"]
+    bias: Float[Array, " c"]
+
+    def __call__(self, z: Num[Array, "..."]) -> Float[jax.Array, "n c"]:
+        """Raw logits of embeddings shared by the categories, [n d], or of one embedding per category, [n c d]."""
+        z = jnp.asarray(z)
+        product = jnp.einsum("ncd,cd->nc" if z.ndim == 3 else "nd,cd->nc", z, jnp.asarray(self.kernel))
+        return product + jnp.asarray(self.bias)[None, :]
+
+
+@dataclasses.dataclass(frozen=True)
+class Embeddings:
+    """A split seen through the backbone, once.
+
+    Attributes:
+        z: [n d], or [n c d] where each category has an embedding of its own. May be a memory map.
+        labels: [n c] bool, meaningful where `known`.
+        known: [n c] bool.
+        uncertain: [n c] bool.
+        groups: [n] or None, as in `Records`.
+    """
+
+    z: Num[Array, "..."]
+    labels: Bool[Array, "n c"]
+    known: Bool[Array, "n c"]
+    uncertain: Bool[Array, "n c"] | None = None
+    groups: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        """The number of images."""
+        return self.z.shape[0]

@@ -1,0 +1,108 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from cftjax import metrics
+
+N = 24  # one shape for all property tests: compiled once
+
+
+def oracle(scores, labels, where):
+    ap, auroc = [], []
+    for c in range(scores.shape[1]):
+        s, y = scores[where[:, c], c], labels[where[:, c], c]
+        ap.append(average_precision_score(y, s) if y.any() else np.nan)
+        auroc.append(roc_auc_score(y, s) if y.any() and not y.all() else np.nan)
+    return np.array(ap), np.array(auroc)
+
+
+def agree(scores, labels, where):
+    ap, auroc = oracle(scores, labels, where)
+    np.testing.assert_allclose(metrics.average_precision(scores, labels, where), ap, atol=1e-6)
+    np.testing.assert_allclose(metrics.auroc(scores, labels, where), auroc, atol=1e-6)
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    st.lists(st.one_of(st.integers(-3, 3), st.floats(-30, 30, width=32).map(lambda x: x if abs(x) > 1e-18 else 0.0)), min_size=N, max_size=N),
+    st.lists(st.booleans(), min_size=N, max_size=N),
+    st.lists(st.booleans(), min_size=N, max_size=N),
+)
+def test_scores_equal_scikit_learn_with_ties_and_unknown_labels(scores, labels, known):
+    agree(np.array(scores, np.float32)[:, None], np.array(labels)[:, None], np.array(known)[:, None])
+
+
+@pytest.mark.parametrize("positives", [1, 12, N - 1])
+def test_all_scores_equal(positives):
+    labels = (np.arange(N) < positives)[:, None]
+    agree(np.full((N, 1), 0.7, np.float32), labels, np.ones((N, 1), bool))
+
+
+def test_a_hundred_thousand_rows_with_and_without_ties():
+    rng = np.random.default_rng(0)
+    scores = np.stack([rng.normal(size=100_000), rng.integers(0, 500, 100_000), rng.normal(size=100_000)], 1)
+    labels = rng.random(scores.shape) < np.array([0.3, 0.01, 0.0])
+    labels[77, 2] = True  # a single positive
+    agree(scores.astype(np.float32), labels, rng.random(scores.shape) < 0.9)
+
+
+def test_undefined_scores_are_nan_and_left_out_of_means():
+    labels = np.stack([np.zeros(N, bool), np.ones(N, bool), np.arange(N) < 3], 1)
+    scores = np.random.default_rng(0).normal(size=labels.shape).astype(np.float32)
+    ap, auroc = metrics.average_precision(scores, labels), metrics.auroc(scores, labels)
+    assert np.isnan(ap).tolist() == [True, False, False]
+    assert np.isnan(auroc).tolist() == [True, True, False]
+    assert metrics.mean_defined(ap) == pytest.approx(float(ap[1] + ap[2]) / 2)
+    assert np.isnan(metrics.mean_defined(np.array([np.nan, np.nan])))
+
+
+def test_an_unknown_score_of_nan_does_not_count_and_a_known_one_shows():
+    scores = np.arange(N, dtype=np.float32)[:, None]
+    scores[3] = np.nan
+    labels, known = (np.arange(N) > 9)[:, None], np.ones((N, 1), bool)
+    assert np.isnan(metrics.auroc(scores, labels, known)[0])
+    known[3] = False
+    assert metrics.auroc(scores, labels, known)[0] == 1.0
+
+
+def test_float64_scores_that_float32_cannot_tell_apart_keep_their_order():
+    scores = 1.0 + np.arange(N)[:, None] * 1e-12
+    labels = (np.arange(N) >= N - 4)[:, None]
+    assert metrics.average_precision(scores, labels)[0] == 1.0
+    assert metrics.average_precision(scores.astype(np.float32), labels)[0] == pytest.approx(4 / N)
+
+
+def test_keys_are_equal_only_for_equal_scores_one_bit_apart_included():
+    scores = np.array([0.0, -0.0, 1.0, np.nextafter(np.float32(1), np.float32(2)), -1.0, 1e-18, 3e18], np.float32)
+    keys = metrics.ranking_keys(scores, np.zeros(7, bool), np.ones(7, bool))
+    assert keys[0] == keys[1]
+    assert len(set(np.asarray(keys[1:]).tolist())) == 6
+    assert np.array_equal(np.argsort(keys[1:]), np.argsort(scores[1:]))
+
+
+def test_any_leading_axes_and_a_shifted_ranking_score_the_same():
+    rng = np.random.default_rng(1)
+    scores = rng.normal(size=(2, 3, N)).astype(np.float32)
+    labels, where = rng.random(scores.shape) < 0.3, rng.random(scores.shape) < 0.8
+    keys = jax.jit(metrics.ranking_keys)(scores, labels, where)
+    found = jax.jit(metrics.average_precision_of_keys)(keys)
+    for i, j in np.ndindex(2, 3):
+        expected = oracle(scores[i, j][:, None], labels[i, j][:, None], where[i, j][:, None])[0]
+        np.testing.assert_allclose(found[i, j], expected[0], atol=1e-6)
+    assert jnp.allclose(found, jax.vmap(jax.vmap(metrics.average_precision_of_keys))(keys), equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("scores", "labels", "message"),
+    [
+        (np.zeros(3), np.zeros(3), "must both be"),
+        (np.zeros((3, 2)), np.zeros((3, 1)), "must both be"),
+    ],
+)
+def test_shapes_that_do_not_agree_are_refused(scores, labels, message):
+    with pytest.raises(ValueError, match=message):
+        metrics.score("AP", scores, labels)

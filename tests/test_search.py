@@ -1,0 +1,177 @@
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+import toy
+
+from cftjax import devices, metrics
+from cftjax.cft import problems
+from cftjax.cft import search as searching
+from cftjax.config import GAConfig
+from cftjax.types import Embeddings, Heads
+
+PAPER = GAConfig(
+    population_size=12,
+    num_generations=120,
+    patience=300,
+    dimensions=None,
+    selection="roulette",
+    mutation="uniform",
+    mutation_scale=0.05,
+    refit_bias=False,
+)
+OURS = GAConfig(population_size=12, num_generations=60, patience=30, dimensions=4, mutation_scale=0.2)
+RECIPES = pytest.mark.parametrize("config", [PAPER, OURS], ids=["paper", "ours"])
+KEY = jax.random.key(0)
+TRAIN, VALIDATION = toy.embeddings(seed=0), toy.embeddings(seed=1, known=0.9)
+
+
+@pytest.fixture(scope="module")
+def found():
+    configs = {"paper": PAPER, "ours": OURS}
+    return {name: searching.search(toy.heads(), TRAIN, VALIDATION, key=KEY, config=c) for name, c in configs.items()}
+
+
+def scores(heads, split, metric="AP"):
+    return np.asarray(metrics.score(metric, np.asarray(heads(split.z)), split.labels, split.known))
+
+
+@pytest.mark.parametrize("name", ["paper", "ours"])
+def test_the_score_reported_is_that_of_the_head_returned_and_never_falls(found, name):
+    result = found[name]
+    np.testing.assert_allclose(result.before, scores(toy.heads(), VALIDATION), atol=1e-5)
+    np.testing.assert_allclose(result.after, scores(result.heads, VALIDATION), atol=0.01)
+    assert (result.after > result.before).all()
+    for history in result.history.T:
+        seen = history[~np.isnan(history)]
+        assert (np.diff(seen) >= 0).all()
+
+
+@RECIPES
+def test_same_key_same_heads_and_another_key_others(config, found):
+    config = dataclasses.replace(config, num_generations=60)
+    a, b, c = (searching.search(toy.heads(), TRAIN, VALIDATION, key=jax.random.key(k), config=config) for k in (0, 0, 1))
+    assert np.array_equal(a.heads.kernel, b.heads.kernel)
+    assert not np.array_equal(a.heads.kernel, c.heads.kernel)
+
+
+def test_permuting_categories_permutes_heads(found):
+    order = [2, 0, 1]
+    heads = toy.heads()
+    result = searching.search(
+        Heads(heads.kernel[order], heads.bias[order]),
+        toy.permuted(TRAIN, order),
+        toy.permuted(VALIDATION, order),
+        key=KEY,
+        config=PAPER,
+    )
+    assert np.array_equal(result.heads.kernel, found["paper"].heads.kernel[order])
+    assert np.array_equal(result.heads.bias, found["paper"].heads.bias[order])
+
+
+def test_group_sizes_and_devices_agree(found):
+    grouped = searching.search(
+        toy.heads(), TRAIN, VALIDATION, key=KEY, config=dataclasses.replace(PAPER, categories_at_once=3)
+    )
+    sharded = searching.search(toy.heads(), TRAIN, VALIDATION, key=KEY, config=PAPER, mesh=devices.mesh())
+    for other in (grouped, sharded):
+        np.testing.assert_array_equal(other.heads.kernel, found["paper"].heads.kernel)
+        np.testing.assert_array_equal(other.history, found["paper"].history)
+
+
+def test_an_interrupted_search_goes_on_to_the_same_heads(found, monkeypatch):
+    monkeypatch.setattr(searching, "SECONDS_BETWEEN_SAVES", 0.0)
+    store, calls = {}, []
+
+    def interrupt(done, total, score):
+        calls.append(done)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        searching.search(toy.heads(), TRAIN, VALIDATION, key=KEY, config=PAPER, store=store, progress=interrupt)
+    assert any(name.endswith("-done") for name in store)
+    assert len(store) > sum(name.endswith("-done") for name in store) + 1
+    resumed = searching.search(toy.heads(), TRAIN, VALIDATION, key=KEY, config=PAPER, store=store)
+    np.testing.assert_array_equal(resumed.heads.kernel, found["paper"].heads.kernel)
+    np.testing.assert_array_equal(resumed.history, found["paper"].history)
+
+
+def test_a_search_stops_after_its_patience():
+    config = dataclasses.replace(PAPER, patience=5, mutation_scale=0.0)
+    result = searching.search(toy.heads(), TRAIN, VALIDATION, key=KEY, config=config)
+    assert (~np.isnan(result.history)).sum(0).tolist() == [5, 5, 5]
+    np.testing.assert_array_equal(result.heads.kernel, toy.heads().kernel)
+
+
+def test_best_fitness_on_train_never_falls_under_the_published_operators():
+    engine = searching._Engine(PAPER, toy.DIM, True, None)
+    seen = [problems.see(s, toy.heads(), problems.Space()) for s in (TRAIN, VALIDATION)]
+    rows = [problems.rows_of(s, [0], 256, np.ones(3, np.float32), add_base=False) for s in seen]
+    genes = np.append(toy.heads().kernel[0], 0.0).astype(np.float32)[None]
+    state = engine.start(*rows, genes, KEY)
+    best = []
+    for _ in range(40):
+        state, _ = engine.advance(state, *rows, KEY, np.int32(1))
+        best.append(-float(np.min(state.algorithm.fitness)))
+    assert (np.diff(best) >= 0).all()
+    assert best[-1] > best[0]
+
+
+def test_categories_that_cannot_be_judged_stay_as_they_were_and_are_named():
+    labels, known = TRAIN.labels.copy(), TRAIN.known.copy()
+    labels[:, 0] = False
+    known[:, 1] = False
+    train = Embeddings(TRAIN.z, labels, known)
+    config = dataclasses.replace(OURS, num_generations=50)
+    result = searching.search(toy.heads(), train, VALIDATION, key=KEY, config=config)
+    assert result.untuned == {0: "no known positive in train", 1: "no known positive in train"}
+    assert np.array_equal(result.heads.kernel[:2], toy.heads().kernel[:2])
+    assert np.array_equal(result.heads.bias[:2], toy.heads().bias[:2])
+    assert np.isnan(result.after[:2]).all()
+    assert result.after[2] > result.before[2]
+
+
+@RECIPES
+def test_embeddings_per_category_are_searched_like_shared_ones(config):
+    n = len(TRAIN)
+    spread = [Embeddings(np.repeat(s.z[:, None], 3, 1), s.labels, s.known) for s in (TRAIN, VALIDATION)]
+    config = dataclasses.replace(config, num_generations=50)
+    shared = searching.search(toy.heads(), TRAIN, VALIDATION, key=KEY, config=config)
+    each = searching.search(toy.heads(), *spread, key=KEY, config=config)
+    assert spread[0].z.shape == (n, 3, toy.DIM)
+    np.testing.assert_allclose(each.after, shared.after, atol=0.02)
+
+
+def test_the_refitted_bias_gives_the_known_share_of_positives():
+    bias = problems.refit_bias(toy.heads(), TRAIN, [0, 2])
+    kernel = toy.heads().kernel
+    for c in (0, 2):
+        rows = TRAIN.known[:, c]
+        probability = 1 / (1 + np.exp(-(TRAIN.z[rows] @ kernel[c] + bias[c])))
+        share = (TRAIN.labels[rows, c].sum() + 0.5) / (rows.sum() + 1)
+        assert probability.mean() == pytest.approx(share, abs=1e-5)
+    assert bias[1] == 0.0
+
+
+def test_padding_wastes_less_than_a_fifth_and_groups_hold_one_length():
+    for count in range(300, 30_000, 7):
+        assert count <= problems.padded_length(count) <= 1.2 * count
+    counts = {c: int(n) for c, n in enumerate(np.random.default_rng(0).integers(300, 5000, 40))}
+    groups = list(problems.groups(counts, 4))
+    assert sorted(c for _, group in groups for c in group) == list(range(40))
+    for length, group in groups:
+        assert len(group) <= 4
+        assert {problems.padded_length(counts[c]) for c in group} == {length}
+
+
+def test_principal_directions_are_white_and_steps_translate_to_kernels():
+    space = problems.principal_space(TRAIN, 4)
+    seen = problems.see(TRAIN, toy.heads(), space)
+    np.testing.assert_allclose(np.cov(seen.z.T, bias=True), np.eye(4), atol=1e-3)
+    genes = np.array([1.0, -0.5, 0.2, 2.0], np.float32)
+    kernel, shift = space.step(genes, 0)
+    expected = seen.base[:, 0] + seen.z @ genes
+    found = TRAIN.z @ (toy.heads().kernel[0] + kernel) + shift
+    np.testing.assert_allclose(found, expected, atol=1e-4)

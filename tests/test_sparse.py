@@ -1,0 +1,107 @@
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cftjax import types
+from cftjax.data import sparse
+
+
+def dense_of(values):
+    values = np.asarray(values, float)
+    return types.Labels(values == 1, ~np.isnan(values) & (values >= 0), values == -1)
+
+
+def assert_same(one, other):
+    assert type(one) is types.Labels
+    np.testing.assert_array_equal(one.labels, other.labels)
+    np.testing.assert_array_equal(one.known, other.known)
+    np.testing.assert_array_equal(one.uncertain, other.uncertain)
+
+
+def sparse_of(values):
+    values = np.asarray(values, float)
+    rows, categories = np.nonzero(~np.isnan(values))
+    order = np.random.default_rng(0).permutation(len(rows))
+    rows, categories = rows[order], categories[order]
+    return sparse.from_entries(rows, categories, values[rows, categories].astype(int), values.shape)
+
+
+VALUES = np.random.default_rng(1).choice([1.0, 0.0, -1.0, np.nan], (23, 7), p=[0.1, 0.2, 0.1, 0.6])
+VALUES[[0, 5, 22]] = np.nan
+VALUES[:, 3] = np.nan
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [slice(None), slice(3, 19, 2), slice(None, None, -1), [4, 4, 0, -1], np.array([], int), VALUES[:, 0] == 1],
+    ids=["all", "slice", "reversed", "repeated", "none", "mask"],
+)
+def test_rows_are_those_of_the_dense_labels(rows):
+    labels = sparse_of(VALUES)
+    assert labels.shape == VALUES.shape
+    assert_same(labels[rows], dense_of(VALUES)[rows])
+
+
+@pytest.mark.parametrize("columns", [[2], [6, 0, 2], [3], [], [1, 1]])
+def test_columns_are_those_of_the_dense_labels(columns):
+    assert_same(sparse_of(VALUES).columns(columns), dense_of(VALUES[:, columns]))
+
+
+def test_counts_are_those_of_the_dense_labels():
+    counts = sparse_of(VALUES).counts()
+    for count, value in zip(counts, (1, 0, -1), strict=True):
+        np.testing.assert_array_equal(count, (value == VALUES).sum(0))
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2), st.sampled_from([1, 0, -1])), max_size=30))
+@settings(max_examples=60, deadline=None)
+def test_repeated_labels_that_agree_are_one_and_that_differ_are_uncertain(entries):
+    told = {}
+    for row, category, value in entries:
+        told.setdefault((row, category), set()).add(value)
+    values = np.full((4, 3), np.nan)
+    for pair, said in told.items():
+        values[pair] = said.pop() if len(said) == 1 else -1
+    rows, categories, labels = np.array(entries, int).reshape(-1, 3).T
+    built = sparse.from_entries(rows, categories, labels, (4, 3))
+    assert len(built.values) == len(told)
+    assert_same(built[:], dense_of(values))
+    assert_same(built.columns([2, 0]), dense_of(values[:, [2, 0]]))
+
+
+@pytest.mark.parametrize(("row", "category", "value"), [(4, 0, 1), (-1, 0, 1), (0, 3, 1), (0, 0, 2), (0, 0, -2)])
+def test_entries_outside_of_the_shape_are_refused(row, category, value):
+    with pytest.raises(ValueError, match="is not in 0"):
+        sparse.from_entries(np.array([row]), np.array([category]), np.array([value]), (4, 3))
+
+
+@pytest.mark.parametrize("rows", [[23], [-24], np.ones(5, bool)])
+def test_rows_that_do_not_exist_are_refused(rows):
+    with pytest.raises(IndexError):
+        sparse_of(VALUES)[rows]
+
+
+def test_categories_that_do_not_exist_are_refused():
+    with pytest.raises(IndexError, match="category 7"):
+        sparse_of(VALUES).columns([0, 7])
+
+
+def test_small_sets_have_the_dense_arrays_and_large_ones_say_what_to_take_instead():
+    labels = sparse_of(VALUES)
+    assert_same(types.Labels(labels.labels, labels.known, labels.uncertain), dense_of(VALUES))
+    large = sparse.from_entries(np.array([3]), np.array([4999]), np.array([1]), (1_700_000, 5000))
+    with pytest.raises(ValueError, match="columns"):
+        _ = large.known
+    assert large[3:4].labels.sum() == 1
+    assert large.columns([4999]).labels.sum() == 1
+
+
+def test_sparse_labels_survive_pickling_and_stand_where_labels_do():
+    labels = pickle.loads(pickle.dumps(sparse_of(VALUES)))
+    assert_same(labels[:], dense_of(VALUES))
+    records = types.Records(lambda row: np.zeros((1, 1, 3), np.uint8), labels, [str(row) for row in range(23)])
+    assert records.labels is labels
+    assert "23 images, 7 categories" in repr(labels)
