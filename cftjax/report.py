@@ -11,6 +11,8 @@ import io
 import json
 import math
 import os
+import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -211,12 +213,14 @@ def write(
 
     split = splits[-1]
     _save(folder / "table.csv", tables.to_csv(out).encode())
-    plain = Console(file=io.StringIO(), width=120, color_system=None, record=True)
-    for target in (plain, console or Console()):
-        target.print(tables.table(out))
+    plain = Console(file=io.StringIO(), width=tables.FULL_WIDTH, color_system=None, record=True)
+    # A pipe or a log has no width of its own, and Rich would assume 80.
+    console = console or Console(width=None if sys.stdout.isatty() else tables.FULL_WIDTH)
+    for target in (plain, console):
+        target.print(tables.table(out, width=target.width))
         for note in tables.notes(out):
             target.print(note, markup=False, highlight=False, emoji=False)
-    _save(folder / "table.txt", plain.export_text().encode())
+    _save(folder / "table.txt", re.sub(" +$", "", plain.export_text(), flags=re.MULTILINE).encode())
 
     before, after = (scores[split].points[stage][metric] for stage in ("backbone", "final"))
     bins = {"before (backbone)": scores[split].bins["backbone"], "after (final)": scores[split].bins["final"]}

@@ -13,9 +13,10 @@ from rich.text import Text
 
 MEAN = {"AP": "mAP", "AUROC": "mAUC"}
 STAGES = ("backbone", "ga", "polish", "final")
-TITLES = ("before", "search", "polish", "final")
+TITLES = {"backbone": "before", "ga": "search", "polish": "polish", "final": "final"}
 UNDEFINED = "-"
 MOST_ROWS = 120
+FULL_WIDTH = 120
 
 
 def reported_split(metrics: dict[str, Any]) -> str:
@@ -32,9 +33,10 @@ def _difference(value: float | None, low: float | None, high: float | None) -> T
     if value is None:
         return Text(UNDEFINED)
     if low is None or high is None:
-        return Text(f"{100 * value:+.2f} " + "[no interval]".rjust(18))
+        return Text(f"{100 * value:+.2f} {'[no interval]':>18}")
+    interval = f"[{100 * low:+.2f}, {100 * high:+.2f}]"
     style = "green" if low > 0 else "red" if high < 0 else ""
-    return Text(f"{100 * value:+.2f} " + f"[{100 * low:+.2f}, {100 * high:+.2f}]".rjust(18), style)
+    return Text(f"{100 * value:+.2f} {interval:>18}", style)
 
 
 def _rows_shown(change: Sequence[float | None], most: int) -> list[int]:
@@ -45,33 +47,39 @@ def _rows_shown(change: Sequence[float | None], most: int) -> list[int]:
     return sorted({*ranked[: most // 2], *ranked[-(most // 2) :]})
 
 
-def table(metrics: dict[str, Any], most_rows: int = MOST_ROWS) -> Table:
+def table(metrics: dict[str, Any], *, most_rows: int = MOST_ROWS, width: int = FULL_WIDTH) -> Table:
     """Per category the known training labels, the score after each stage, what was chosen and what it gained.
 
     Args:
         metrics: the contents of metrics.json.
         most_rows: of more categories than this, the largest falls and rises are shown.
+        width: characters at hand; below 120 the columns between before and final are left out, and the known negatives.
     """
     metric, split = metrics["metric"], reported_split(metrics)
     scores, known = metrics[split], metrics["known"]["train"]
     difference = scores["difference"]
-    title = f"{metric} in % on {split}, with the change from before to final in points and its 95 % interval"
+    title = f"{metric} in % on {split}; change from before to final in points"
     if split == "validation":
-        title += "\nthere is no test split, and validation has been used to choose: these scores are optimistic"
+        title += "\nno test split: validation was used to choose, so these scores are optimistic"
     out = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0), expand=False)
+    full = width >= FULL_WIDTH
+    stages = STAGES if full else (STAGES[0], STAGES[-1])
     out.add_column("category", no_wrap=True, max_width=28, overflow="ellipsis")
-    for name in ("known +", "known -", *TITLES):
-        out.add_column(name, justify="right", no_wrap=True)
-    out.add_column("chosen", no_wrap=True, max_width=10, overflow="ellipsis")
-    out.add_column("change  [95 % interval]", justify="right", no_wrap=True)
+    # Only names may be cut: a column of numbers is as wide as its numbers, whatever the terminal.
+    out.add_column("known +", justify="right", no_wrap=True, min_width=7)
+    if full:
+        out.add_column("known -", justify="right", no_wrap=True, min_width=7)
+    for stage in stages:
+        out.add_column(TITLES[stage], justify="right", no_wrap=True, min_width=6)
+    out.add_column("chosen", no_wrap=True, min_width=8, max_width=10, overflow="ellipsis")
+    out.add_column("change  [95 % interval]", justify="right", no_wrap=True, min_width=25)
     changes = difference[metric]
     shown = _rows_shown(changes["value"], most_rows)
     for i in shown:
         out.add_row(
             Text(metrics["categories"][i]),
-            f"{known['positive'][i]:,}",
-            f"{known['negative'][i]:,}",
-            *(_score(scores[stage][metric][i]) for stage in STAGES),
+            *(f"{known[kind][i]:,}" for kind in (("positive", "negative") if full else ("positive",))),
+            *(_score(scores[stage][metric][i]) for stage in stages),
             Text(metrics["chosen"][i]),
             _difference(*(changes[key][i] for key in ("value", "low", "high"))),
             end_section=i == shown[-1],
@@ -79,10 +87,9 @@ def table(metrics: dict[str, Any], most_rows: int = MOST_ROWS) -> Table:
     for name in sorted(MEAN, key=lambda name: name != metric):
         mean = MEAN[name]
         out.add_row(
-            f"{mean} (mean {name})",
-            "",
-            "",
-            *(_score(scores[stage][mean]) for stage in STAGES),
+            mean,
+            *([""] * (2 if full else 1)),
+            *(_score(scores[stage][mean]) for stage in stages),
             "",
             _difference(*(difference[mean][key] for key in ("value", "low", "high"))),
             style="bold",
@@ -112,8 +119,8 @@ def notes(metrics: dict[str, Any], most_rows: int = MOST_ROWS) -> list[str]:
     if fewer:
         least, name = min(fewer)
         lines.append(
-            f"Resamples that leave a category undefined are not counted: {len(fewer)} categories have fewer than "
-            f"{drawn}, the fewest {name} with {least}."
+            f"Resamples in which a category is undefined do not count: {len(fewer)} of {len(metrics['categories'])} "
+            f"categories rest on fewer, {name} on {least}."
         )
     if len(metrics["categories"]) > most_rows:
         lines.append(f"{most_rows} of {len(metrics['categories'])} categories shown; table.csv has them all.")

@@ -5,12 +5,9 @@ Without a configuration it trains on digits drawn on the spot, a minute or two o
 
 from __future__ import annotations
 
-import jax
-
 from cftjax import cli, embedding, finetune, runs, storage, training
-from cftjax.config import Config
 from cftjax.data import splits
-from cftjax.data.digits import DigitsData, get_config
+from cftjax.default import get_config
 from cftjax.types import SPLITS
 
 
@@ -20,7 +17,8 @@ def main() -> None:
     config = experiment.config
     prepared = splits.prepare(config.data.load(), config.labels, config.split)
     dataset = prepared.dataset
-    run = runs.create(experiment.workdir, config, dataset.categories, dataset.fingerprint, training.preprocessing(config))
+    preprocessing = training.preprocessing(config)
+    run = runs.create(experiment.workdir, config, dataset.categories, dataset.fingerprint, preprocessing)
     with run.writing():
         if prepared.validation_rows is not None:
             storage.write_arrays(run.folder / "validation_rows.npz", {"rows": prepared.validation_rows})
@@ -31,15 +29,17 @@ def main() -> None:
                 training.fit(dataset, config, trained.folder)
 
         # Search and polish read embeddings only, so that other settings for them never touch the backbone again.
+        backbone, heads = training.load(trained.folder)
         keys = []
         for split in (s for s in SPLITS if s in dataset.splits):
             with run.stage(f"embeddings/{split}", [config.embed], [trained.key]) as stage:
                 if not stage.complete:
-                    embedding.embed(trained.folder, dataset.splits[split], config, stage.folder)
+                    records = dataset.splits[split]
+                    embedding.embed(backbone, records, preprocessing, config.input, config.embed.batch_size, stage.folder)
             keys.append(stage.key)
         with run.stage("heads/backbone", [], [trained.key]) as stage:
             if not stage.complete:
-                storage.write_heads(stage.folder / "heads.npz", training.load_heads(trained.folder))
+                storage.write_heads(stage.folder / "heads.npz", heads)
 
         finetune.tune(run, config, [*keys, stage.key], dataset.splits.get("test"))
     print(f"Report: {run.folder / 'report'}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -10,6 +11,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Float
+
+from cftjax.backbones import pretrained
+from cftjax.data.preprocessing import Preprocessing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +61,13 @@ class ResNetConfig:
     def resnet152(cls) -> ResNetConfig:
         """58 M parameters, d 2048."""
         return cls(depths=(3, 8, 36, 3), bottleneck=True)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What torchvision's weights were trained with; small networks are trained at the images' own size."""
+        if self.small_stem:
+            return Preprocessing(40, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+        return Preprocessing(224, resize="center_crop")
 
     @property
     def expansion(self) -> int:
@@ -159,3 +170,25 @@ class ResNet(nnx.Module):
     def embed(self, images: Float[jax.Array, "n h w 3"]) -> Float[jax.Array, "n d"]:
         """Embeddings z in float32."""
         return jnp.mean(self.features(images), axis=(1, 2), dtype=jnp.float32)
+
+
+def weight_tables(config: ResNetConfig) -> tuple[pretrained.Table, ...]:
+    """The names of torchvision, which are timm's as well."""
+    return (pretrained.Table(tuple(_rows(config)), ("fc.weight", "fc.bias")),)
+
+
+def _rows(config: ResNetConfig) -> Iterator[pretrained.Row]:
+    def convolution(conv: str, norm: str, path: str) -> Iterator[pretrained.Row]:
+        yield pretrained.Row(f"{conv}.weight", f"{path}.conv.kernel", pretrained.convolution)
+        yield from pretrained.batch_norm(norm, f"{path}.norm")
+
+    yield from convolution("conv1", "bn1", "stem")
+    number, inputs = 0, config.widths[0]
+    for stage, (width, depth) in enumerate(zip(config.widths, config.depths, strict=True)):
+        for index in range(depth):
+            name, path = f"layer{stage + 1}.{index}", f"blocks.{number}"
+            for layer in range(3 if config.bottleneck else 2):
+                yield from convolution(f"{name}.conv{layer + 1}", f"{name}.bn{layer + 1}", f"{path}.layers.{layer}")
+            if index == 0 and (stage > 0 or inputs != width * config.expansion):
+                yield from convolution(f"{name}.downsample.0", f"{name}.downsample.1", f"{path}.shortcut")
+            number, inputs = number + 1, width * config.expansion

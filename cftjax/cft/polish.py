@@ -7,6 +7,7 @@ where only a strictly better score replaces the head kept (the gradient variant 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -61,9 +62,22 @@ def _objective(parameters: Any, rows: Rows, l2: jax.Array, loss: str) -> jax.Arr
     return losses.mean_known(found, rows.where[:, None]) + 0.5 * l2 * jnp.sum(genes**2)
 
 
+def _optimizer(config: PolishConfig) -> Any:
+    return optax.lbfgs() if config.optimizer == "lbfgs" else optax.adam(config.learning_rate)
+
+
+def _update(parameters: Any, state: Any, rows: Rows, l2: jax.Array, config: PolishConfig) -> tuple[Any, Any]:
+    """One step of one category under one strength."""
+    value, gradient = jax.value_and_grad(_objective)(parameters, rows, l2, config.loss)
+    extra: dict[str, Any] = {}
+    if config.optimizer == "lbfgs":
+        extra = {"value": value, "grad": gradient, "value_fn": lambda p: _objective(p, rows, l2, config.loss)}
+    updates, state = _optimizer(config).update(gradient, state, parameters, **extra)
+    return optax.apply_updates(parameters, updates), state
+
+
 def _descend(train: Rows, validation: Rows, config: PolishConfig) -> dict[str, jax.Array]:
     """All strengths of one category, until none has improved for `patience` steps."""
-    optimizer = optax.lbfgs() if config.optimizer == "lbfgs" else optax.adam(config.learning_rate)
     strengths = jnp.asarray(config.l2, jnp.float32)
 
     def score(genes: jax.Array) -> jax.Array:
@@ -73,17 +87,8 @@ def _descend(train: Rows, validation: Rows, config: PolishConfig) -> dict[str, j
         labels, where = (jnp.broadcast_to(x[None, :], logits.shape) for x in (validation.labels, validation.where))
         return metrics.OF_KEYS[config.metric](metrics.ranking_keys(logits, labels, where))
 
-    def update(parameters: Any, state: Any, l2: jax.Array) -> tuple[Any, Any]:
-        value, gradient = jax.value_and_grad(_objective)(parameters, train, l2, config.loss)
-        extra: dict[str, Any] = {}
-        if config.optimizer == "lbfgs":
-            extra = {"value": value, "grad": gradient, "value_fn": lambda p: _objective(p, train, l2, config.loss)}
-        updates, state = optimizer.update(gradient, state, parameters, **extra)
-        return optax.apply_updates(parameters, updates), state
-
-    num = strengths.shape[0]
-    parameters = (jnp.zeros((num, train.z.shape[-1])), jnp.zeros((num,)))
-    best = {
+    parameters = (jnp.zeros((len(config.l2), train.z.shape[-1])), jnp.zeros((len(config.l2),)))
+    first = {
         "genes": parameters[0][0],
         "bias": parameters[1][0],
         "score": score(parameters[0][:1])[0],
@@ -97,7 +102,7 @@ def _descend(train: Rows, validation: Rows, config: PolishConfig) -> dict[str, j
 
     def body(carry: Any) -> Any:
         step, best, parameters, state = carry
-        parameters, state = jax.vmap(update)(parameters, state, strengths)
+        parameters, state = jax.vmap(lambda p, s, l2: _update(p, s, train, l2, config))(parameters, state, strengths)
         scores = score(parameters[0])
         i = jnp.argmax(scores)
         candidate = {
@@ -111,9 +116,22 @@ def _descend(train: Rows, validation: Rows, config: PolishConfig) -> dict[str, j
         best = jax.tree.map(lambda new, old: jnp.where(better, new, old), candidate, best)
         return step + 1, best, parameters, state
 
-    first = score(parameters[0][:1])[0]
-    _, best, _, _ = jax.lax.while_loop(go_on, body, (jnp.int32(0), best, parameters, jax.vmap(optimizer.init)(parameters)))
-    return best | {"before": first}
+    state = jax.vmap(_optimizer(config).init)(parameters)
+    _, best, _, _ = jax.lax.while_loop(go_on, body, (jnp.int32(0), first, parameters, state))
+    return best | {"before": first["score"]}
+
+
+@functools.lru_cache(maxsize=8)
+def _program(config: PolishConfig, mesh: Mesh | None) -> Any:
+    """Rows of train and of validation to the best of each category; kept, so that a second polish compiles nothing."""
+
+    def of_group(train: Rows, validation: Rows) -> dict[str, jax.Array]:
+        return jax.vmap(lambda t, v: _descend(t, v, config))(train, validation)
+
+    if mesh is None:
+        return jax.jit(of_group)
+    split = PartitionSpec("data")
+    return jax.jit(jax.shard_map(of_group, mesh=mesh, in_specs=(split, split), out_specs=split, check_vma=False))
 
 
 def polish(
@@ -153,13 +171,7 @@ def polish(
     devices = 1 if mesh is None else mesh.shape["data"]
     sharding = None if mesh is None else NamedSharding(mesh, PartitionSpec("data"))
 
-    def of_group(train: Rows, validation: Rows) -> dict[str, jax.Array]:
-        return jax.vmap(lambda t, v: _descend(t, v, config))(train, validation)
-
-    split = PartitionSpec("data")
-    if mesh is not None:
-        of_group = jax.shard_map(of_group, mesh=mesh, in_specs=(split, split), out_specs=split, check_vma=False)
-    run = jax.jit(of_group)
+    run = _program(config, mesh)
     each = 4.0 * problems.padded_length(max(counts.values(), default=1)) * (2 * seen_train.z.shape[-1] + 8 * len(config.l2))
     at_once = problems.categories_at_once(each, devices)
     before, after, steps, l2 = (np.full(len(kernel), np.nan, np.float32) for _ in range(4))

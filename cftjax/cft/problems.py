@@ -30,10 +30,10 @@ class Rows:
         where: [g k] bool, false for padding.
     """
 
-    z: Float[Array, "g k r"]
-    base: Float[Array, "g k"]
-    labels: Bool[Array, "g k"]
-    where: Bool[Array, "g k"]
+    z: Float[Array, "*g k r"]
+    base: Float[Array, "*g k"]
+    labels: Bool[Array, "*g k"]
+    where: Bool[Array, "*g k"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -160,6 +160,12 @@ class _Engine:
         return state, history
 
 
+@functools.lru_cache(maxsize=8)
+def _engine(config: GAConfig, num_genes: int, has_bias: bool, mesh: Mesh | None) -> _Engine:
+    """Kept, so that a second search of the same kind compiles nothing."""
+    return _Engine(config, num_genes, has_bias, mesh)
+
+
 def _pack(state: State, history: list[np.ndarray]) -> dict[str, np.ndarray]:
     leaves = {f"leaf_{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
     return leaves | {"history": np.concatenate(history, axis=1)}
@@ -209,7 +215,7 @@ def search(
     validation_counts = seen_validation.known.sum(0)
 
     devices = 1 if mesh is None else mesh.shape["data"]
-    engine = _Engine(config, num_genes, whole, mesh)
+    engine = _engine(config, num_genes, whole, mesh)
     longest = problems.padded_length(max(counts.values(), default=1))
     each = 4.0 * (longest * num_genes + 6 * config.population_size * longest + 4 * config.population_size * num_genes)
     at_once = config.categories_at_once or problems.categories_at_once(each, devices)

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped
 
 from cftjax import types
-from cftjax.data import files, table
+from cftjax.data import files, sheets
 from cftjax.data import labels as label_values
 from cftjax.data.problems import DataError, Problems, nearest, require, shown
 
@@ -71,8 +71,8 @@ class CheXpertData:
         root = find_root(Path(self.root).expanduser())
         categories = FINDINGS if self.findings == "fourteen" else COMPETITION_FINDINGS
         problems = Problems(root)
-        sheets = read_sheets(root, categories, problems)
-        parts = {split: read_rows(sheet, categories, self.views, problems) for split, sheet in sheets.items()}
+        tables = read_tables(root, categories, problems)
+        parts = {split: read_rows(table, categories, self.views, problems) for split, table in tables.items()}
         check_names(list(parts.values()), root, problems, self.check_files)
         problems.raise_if_any()
         splits = {}
@@ -96,27 +96,27 @@ def find_root(root: Path) -> Path:
     raise DataError(f"{root / 'train.csv'}: no such file; the folder {root} {nearest('train.csv', root)}.")
 
 
-def read_sheets(root: Path, categories: Sequence[str], problems: Problems) -> dict[str, table.Sheet]:
+def read_tables(root: Path, categories: Sequence[str], problems: Problems) -> dict[str, sheets.Sheet]:
     """The tables by split: valid.csv is the test split where test.csv is absent or says nothing.
 
     Raises:
         DataError: a table cannot be read, or lacks a column.
     """
-    train, valid = (table.read(require(root / name), problems, title=name) for name in ("train.csv", "valid.csv"))
-    sheets = {"train": train, "test": valid}
+    train, valid = (sheets.read(require(root / name), problems, title=name) for name in ("train.csv", "valid.csv"))
+    tables = {"train": train, "test": valid}
     if os.path.isfile(root / "test.csv"):
-        test = table.read(root / "test.csv", problems, title="test.csv")
+        test = sheets.read(root / "test.csv", problems, title="test.csv")
         known = [category for category in categories if category in test.columns]
         # A first look; what is wrong with its cells is noted when the split is read.
         if known and np.isfinite(test.labels(known, Problems(root))).any():
-            sheets = {"train": train, "validation": valid, "test": test}
+            tables = {"train": train, "validation": valid, "test": test}
     before = len(problems)
-    for sheet in sheets.values():
-        table.require_columns([PATH, *categories], sheet.columns, problems, sheet.title)
+    for table in tables.values():
+        sheets.require_columns([PATH, *categories], table.columns, problems, table.title)
     # Cells can be judged only under a sound header.
     if len(problems) > before:
         problems.raise_if_any()
-    return sheets
+    return tables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,34 +137,34 @@ class Rows:
 
 
 def read_rows(
-    sheet: table.Sheet, categories: Sequence[str], views: Literal["all", "frontal", "lateral"], problems: Problems
+    table: sheets.Sheet, categories: Sequence[str], views: Literal["all", "frontal", "lateral"], problems: Problems
 ) -> Rows:
     """Take a table's rows of the wanted views; malformed paths, views and labels are noted."""
-    paths = sheet.text(PATH)
+    paths = table.text(PATH)
     matches = [PATH_PATTERN.fullmatch(path) for path in paths]
     wanted = np.array([match is not None for match in matches], bool)
     for index in np.flatnonzero(~wanted):
         mend = "write train/patient00001/study1/view1_frontal.jpg, with or without the folder's name before it"
-        problems.add(f"{shown(paths[index])} is no CheXpert path", row=sheet.place(index), column=PATH, mend=mend)
+        problems.add(f"{shown(paths[index])} is no CheXpert path", row=table.place(index), column=PATH, mend=mend)
     if views != "all":
         # The released test set has no column of views; its file names say the same.
-        column = VIEW if VIEW in sheet.columns else PATH
-        cells = sheet.text(VIEW) if column == VIEW else [match["view"] or "" if match else "" for match in matches]
+        column = VIEW if VIEW in table.columns else PATH
+        cells = table.text(VIEW) if column == VIEW else [match["view"] or "" if match else "" for match in matches]
         view = np.array([cell.strip().lower() for cell in cells], object)
         for index in np.flatnonzero(wanted & (view != "frontal") & (view != "lateral")):
             what = f"{shown(cells[index])} is no view"
-            problems.add(what, row=sheet.place(index), column=column, mend="say frontal or lateral, or use all views")
+            problems.add(what, row=table.place(index), column=column, mend="say frontal or lateral, or use all views")
         wanted &= view == views
         if not wanted.any():
-            problems.add(f"{sheet.title} has no {views} view", column=column, mend="choose other views")
-    values = sheet.labels(categories, problems)
+            problems.add(f"{table.title} has no {views} view", column=column, mend="choose other views")
+    values = table.labels(categories, problems)
     chosen = np.flatnonzero(wanted)
     taken = [match for match, want in zip(matches, wanted, strict=True) if match and want]
     return Rows(
         names=[match["name"] for match in taken],
         values=values[chosen],
         patients=np.array([int(match["patient"]) for match in taken], np.int64),
-        places=[sheet.place(index) for index in chosen],
+        places=[table.place(index) for index in chosen],
     )
 
 

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os.path
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +45,7 @@ class NusWideData:
         root = require(Path(self.root).expanduser())
         labels_folder, lists_folder = (find(root, parts) for parts in (LABELS, LISTS))
         problems = Problems(root)
-        categories = find_concepts(labels_folder, problems)
+        categories = find_concepts(root, labels_folder, problems)
         places, paths, labels = [], {}, {}
         for split, name in SETS.items():
             file = find(lists_folder, (f"{name}Imagelist.txt",))
@@ -89,27 +90,30 @@ def find(folder: Path, parts: tuple[str, ...]) -> Path:
     return folder
 
 
-def find_concepts(folder: Path, problems: Problems) -> tuple[str, ...]:
-    """The concepts that have a label file, sorted; one that lacks the file of a set is a problem."""
+def find_concepts(root: Path, folder: Path, problems: Problems) -> tuple[str, ...]:
+    """The concepts, sorted; one that lacks the label file of a set is a problem.
+
+    Args:
+        root: where Concepts81.txt, or ConceptsList/Concepts81.txt, may name the concepts.
+        folder: of the label files, which name them as well.
+        problems: where problems are noted.
+    """
     present = set(list_names(folder))
     endings = [f"_{name}.txt" for name in SETS.values()]
-    concepts = sorted(
-        {
-            file.removeprefix("Labels_").removesuffix(end)
-            for file in present
-            for end in endings
-            if file.startswith("Labels_") and file.endswith(end)
-        }
-        - {""}
-    )
+    labelled = [file.removeprefix("Labels_") for file in present if file.startswith("Labels_")]
+    concepts = {file.removesuffix(end) for file in labelled for end in endings if file.endswith(end)}
+    for source in (root / "Concepts81.txt", root / "ConceptsList" / "Concepts81.txt"):
+        if os.path.exists(source):
+            concepts |= {line.strip() for line in read_lines(source)}
+    concepts.discard("")
     if not concepts:
         instead = nearest("Labels_airport_Train.txt", folder)
         problems.add(f"{folder} has no file like Labels_airport_Train.txt; it {instead}")
-    for concept in concepts:
+    for concept in sorted(concepts):
         for end in endings:
             if f"Labels_{concept}{end}" not in present:
                 problems.add(f"{shown(f'Labels_{concept}{end}')} is missing from {folder}", mend="unpack it again")
-    return tuple(concepts)
+    return tuple(sorted(concepts))
 
 
 def read_labels(path: Path, num_images: int, problems: Problems) -> Bool[np.ndarray, " n"]:

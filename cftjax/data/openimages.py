@@ -22,7 +22,7 @@ import pyarrow.csv
 from jaxtyping import Bool, Int
 
 from cftjax import types
-from cftjax.data import files, sparse, table
+from cftjax.data import files, sheets, sparse
 from cftjax.data.problems import Problems, require, shown
 
 ANNOTATIONS = "annotations-human.csv"
@@ -106,7 +106,7 @@ class ImageNames(Sequence[str]):
 
 def read_categories(file: Path) -> tuple[str, ...]:
     """The trainable categories, one a line, as Open Images names them (`/m/0bt9lr`)."""
-    with table.readable(require(file)):
+    with sheets.readable(require(file)):
         names = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
     names = [name for name in names if name]
     problems = Problems(file)
@@ -139,7 +139,7 @@ def read_annotations(
         codes, names = batch.encoded("LabelName")
         column = np.array([number.get(name, -1) for name in names], np.int32)[codes]
         codes, cells = batch.encoded("Confidence")
-        confidence = np.array([table.label(cell) for cell in cells])
+        confidence = np.array([sheets.label(cell) for cell in cells])
         valid = (confidence == 0) | (confidence == 1)
         wanted = column >= 0
         batch.refuse("Confidence", codes, cells, valid, wanted, "is no verified label", "use 1 or 0", problems)
@@ -217,10 +217,10 @@ class Block:
 def stream(file: Path, problems: Problems, title: str) -> Iterator[Block]:
     """The rows of a CSV file, a block after the other; what cannot be read is noted or raised."""
     skipped: list[int] = []
-    with table.readable(file, problems):
-        header = [name.strip() for name in table.read_header(file)]
+    with sheets.readable(file, problems):
+        header = [name.strip() for name in sheets.read_header(file)]
         before = len(problems)
-        table.require_columns(COLUMNS, header, problems, title)
+        sheets.require_columns(COLUMNS, header, problems, title)
         if len(problems) > before:
             problems.raise_if_any()
         names = [str(position) for position in range(len(header))]
@@ -229,7 +229,7 @@ def stream(file: Path, problems: Problems, title: str) -> Iterator[Block]:
             file,
             read_options=pyarrow.csv.ReadOptions(use_threads=False, block_size=BLOCK_BYTES, column_names=names),
             parse_options=pyarrow.csv.ParseOptions(
-                invalid_row_handler=table.note_rows(problems, title, skipped), ignore_empty_lines=False
+                invalid_row_handler=sheets.note_rows(problems, title, skipped), ignore_empty_lines=False
             ),
             convert_options=pyarrow.csv.ConvertOptions(
                 include_columns=list(positions.values()), column_types=dict.fromkeys(names, pa.string())

@@ -112,13 +112,13 @@ def paper(sites: Int[np.ndarray, " n"], side: int, rng: np.random.Generator) -> 
     n = len(sites)
     position = np.linspace(-1, 1, side, dtype=np.float32)
     y, x = position[None, :, None], position[None, None, :]
-    light = uniform(rng, -1, 1, n, 1, 1) * y + uniform(rng, -1, 1, n, 1, 1) * x
+    light = uniform(rng, -1.0, 1.0, n, 1, 1) * y + uniform(rng, -1.0, 1.0, n, 1, 1) * x
     for _ in range(2):
-        light += 0.5 * np.sin(uniform(rng, -3, 3, n, 1, 1) * y + uniform(rng, -3, 3, n, 1, 1) * x)
+        light += 0.5 * np.sin(uniform(rng, -3.0, 3.0, n, 1, 1) * y + uniform(rng, -3.0, 3.0, n, 1, 1) * x)
     light *= SHADE[sites][:, None, None]
     pixel = np.arange(side, dtype=np.float32) * (40 / side)
-    pitch = uniform(rng, 6, 10, n, 1)
-    rows, columns = (np.mod(pixel + uniform(rng, 0, 10, n, 1), pitch) < 1 for _ in range(2))
+    pitch = uniform(rng, 6.0, 10.0, n, 1)
+    rows, columns = (np.mod(pixel + uniform(rng, 0.0, 10.0, n, 1), pitch) < 1 for _ in range(2))
     squared = (sites == SQUARED_SITE)[:, None]
     ruled = rows[:, :, None] | (columns & squared)[:, None, :]
     return 1 + light - RULES[sites][:, None, None] * ruled
@@ -130,8 +130,8 @@ def strokes(n: int, side: int, rng: np.random.Generator) -> Float32[np.ndarray, 
     y, x = pixel[None, :, None], pixel[None, None, :]
     bare = np.ones((n, side, side), np.float32)
     for _ in range(3):
-        start_y, start_x = uniform(rng, 0, side, 2, n, 1, 1)
-        angle = uniform(rng, 0, 2 * np.pi, n, 1, 1)
+        start_y, start_x = uniform(rng, 0.0, float(side), 2, n, 1, 1)
+        angle = uniform(rng, 0.0, 2 * np.pi, n, 1, 1)
         length = side * uniform(rng, 0.08, 0.3, n, 1, 1)
         width = side / 40 * uniform(rng, 0.5, 1.0, n, 1, 1)
         strength = uniform(rng, 0.2, 0.6, n, 1, 1)
@@ -192,9 +192,10 @@ def sample(
     # One row and column of zeros before and two after: every clipped position has its four neighbours.
     padded = np.pad(images, ((0, 0), (1, 2), (1, 2))).reshape(-1)
     y, x = np.clip(y + 1, 0, size + 1), np.clip(x + 1, 0, size + 1)
-    top, left = y.astype(np.intp), x.astype(np.intp)
+    top, left = np.floor(y), np.floor(x)
     y, x = y - top, x - left
-    index = (np.arange(m)[:, None, None] * (size + 3) + top) * (size + 3) + left
+    corner = top.astype(np.intp) * (size + 3) + left.astype(np.intp)
+    index = np.arange(m)[:, None, None] * (size + 3) ** 2 + corner
     above = padded[index] * (1 - x) + padded[index + 1] * x
     below = padded[index + size + 3] * (1 - x) + padded[index + size + 4] * x
     return above * (1 - y) + below * y

@@ -52,6 +52,7 @@ def reliability(models: Mapping[str, Bins], *, split: str) -> Figure:
     )
     ax.text(98, 3, "above the dashed line: predicted too low; below: too high", ha="right", fontsize=8.5, color=GREY)
     below.set_yscale("log")
+    below.set_ylim(bottom=0.8)  # so that a bar of one label shows
     below.set_ylabel("known labels\n(log scale)", fontsize=9)
     below.set_xlabel("predicted probability (%)", fontsize=9)
     quiet(ax, "both")

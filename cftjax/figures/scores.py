@@ -47,7 +47,8 @@ def before_after(
     figure = Figure(figsize=(max(8.0, 5.4 * columns), 2.0 + 0.22 * rows), layout="constrained")
     axes = figure.subplots(1, columns, sharex=True, squeeze=False)[0]
     for ax, some in zip(axes, np.array_split(shown, columns), strict=True):
-        _dumbbells(ax, [categories[i] for i in some.tolist()], 100 * before[some], 100 * after[some], means, rows)
+        names = [categories[int(i)] for i in some]
+        _dumbbells(ax, names, 100 * before[some], 100 * after[some], means, rows)
         ax.set_xlabel(f"{metric} on {split} (%)", fontsize=9)
     low, high = 100 * min(before[shown].min(), after[shown].min()), 100 * max(before[shown].max(), after[shown].max())
     margin = 0.04 * (high - low) + 0.5

@@ -44,7 +44,7 @@ def search_history(
     rows = -(-len(tuned) // columns) if few else 1
     widths = [4.2, 1.75 * columns if few else 6.0]
     figure = Figure(figsize=(sum(widths), max(4.2, 0.6 + 1.45 * rows)), layout="constrained")
-    left, right = np.ravel(figure.subfigures(1, 2, width_ratios=widths, wspace=0.04))
+    left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=widths, wspace=0.04)[0]
     _mean_history(left.subplots(), generation, filled.mean(axis=1), metric, len(tuned))
     names = [categories[i] for i in tuned.tolist()]
     if few:
@@ -100,9 +100,8 @@ def _small_multiples(
         ax.plot(generation[: end + 1], gain[: end + 1, index], color=BLUE, linewidth=1.8)
         ax.plot(generation[end:], gain[end:, index], color=BLUE, linewidth=1, linestyle=":")
         ax.scatter(generation[end], gain[end, index], s=14, color=BLUE, zorder=3)
-        ax.set_title(
-            f"{short(names[index], 14)}  {reached[index]:.1f}", fontsize=8.5, loc="left", pad=3, parse_math=False
-        )
+        title = f"{short(names[index], 14)}  {reached[index]:.1f}"
+        ax.set_title(title, fontsize=8.5, loc="left", pad=3, parse_math=False)
         ax.xaxis.set_major_locator(MaxNLocator(3, integer=True, steps=STEPS))
         ax.yaxis.set_major_locator(MaxNLocator(3, steps=STEPS))
         quiet(ax, "y")
@@ -117,7 +116,7 @@ def _gain_lines(
     metric: str,
 ) -> None:
     """Thin lines, each until its category stopped; the largest gains are named at the right."""
-    order = np.argsort(-gain[-1], kind="stable").tolist()
+    order: list[int] = np.argsort(-gain[-1], kind="stable").tolist()
     named = order[: min(8, int((gain[-1] > 0).sum()))]
     for index in order[::-1]:
         end = stopped[index]
@@ -130,16 +129,8 @@ def _gain_lines(
     for index in named:
         level = min(float(gain[-1, index]), level - step)
         text = f"{short(names[index], 18)}  {signed(gain[-1, index])}"
-        ax.text(
-            1.01,
-            level,
-            text,
-            transform=ax.get_yaxis_transform(),
-            va="center",
-            fontsize=8.5,
-            color=BLUE,
-            parse_math=False,
-        )
+        right = ax.get_yaxis_transform()
+        ax.text(1.01, level, text, transform=right, va="center", fontsize=8.5, color=BLUE, parse_math=False)
     middle = float(np.median(gain[-1]))
     ax.set_title(
         f"Gain of each of the {len(names)} categories until it stopped (median {signed(middle)})",

@@ -1,0 +1,266 @@
+"""Pretrained weights: from a file, the Hugging Face hub or an installed package into a backbone, by a table of names."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from flax import nnx
+from jaxtyping import Float
+
+from cftjax import types
+from cftjax.backbones import torch_files
+from cftjax.data.preprocessing import Preprocessing
+
+ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".npz")
+HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+"""What a hub repository of weights holds, the better first."""
+
+
+def convolution(weight: Float[np.ndarray, "o i k k"]) -> Float[np.ndarray, "k k i o"]:
+    """A convolution's kernel."""
+    return weight.transpose(2, 3, 1, 0)
+
+
+def depthwise(weight: Float[np.ndarray, "c 1 k k"]) -> Float[np.ndarray, "k k c"]:
+    """A depthwise convolution's kernel."""
+    return weight[:, 0].transpose(1, 2, 0)
+
+
+def linear(weight: Float[np.ndarray, "o i *one"]) -> Float[np.ndarray, "i o"]:
+    """A linear layer's kernel, or that of a 1x1 convolution."""
+    return weight.reshape(weight.shape[0], -1).T
+
+
+def unchanged(weight: np.ndarray) -> np.ndarray:
+    """A vector."""
+    return weight
+
+
+class Row(NamedTuple):
+    """One line of a table of names.
+
+    Attributes:
+        name: in the file.
+        path: of the variable in the module, joined by dots: `blocks.0.conv.kernel`.
+        layout: the file's array to the module's.
+    """
+
+    name: str
+    path: str
+    layout: Callable[[np.ndarray], np.ndarray] = unchanged
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Which array of a file belongs where in a module.
+
+    Attributes:
+        rows: one per variable of the module.
+        classifier: names of the last layer's weight and bias, which no backbone holds.
+        ignored: endings of names that say nothing about the weights.
+    """
+
+    rows: tuple[Row, ...]
+    classifier: tuple[str, str]
+    ignored: tuple[str, ...] = ("num_batches_tracked",)
+
+    @property
+    def names(self) -> set[str]:
+        """All names of the file that the table knows."""
+        return {row.name for row in self.rows} | set(self.classifier)
+
+
+def batch_norm(name: str, path: str) -> Iterator[Row]:
+    """The rows of a batch normalisation."""
+    yield from norm(name, path)
+    yield Row(f"{name}.running_mean", f"{path}.mean")
+    yield Row(f"{name}.running_var", f"{path}.var")
+
+
+def norm(name: str, path: str) -> Iterator[Row]:
+    """The rows of a normalisation without running statistics."""
+    yield Row(f"{name}.weight", f"{path}.scale")
+    yield Row(f"{name}.bias", f"{path}.bias")
+
+
+def with_bias(name: str, path: str, layout: Callable[[np.ndarray], np.ndarray]) -> Iterator[Row]:
+    """The rows of a convolution or linear layer that has a bias."""
+    yield Row(f"{name}.weight", f"{path}.kernel", layout)
+    yield Row(f"{name}.bias", f"{path}.bias")
+
+
+def load(source: str | Path) -> dict[str, np.ndarray]:
+    """Read the arrays of a file of weights.
+
+    Args:
+        source: a file (.safetensors, .npz, or torch's .pth, .pt, .bin), `package:NAME` or `hf:OWNER/NAME[/FILE]`.
+
+    Returns:
+        Name to array, as the file has them.
+
+    Raises:
+        ValueError: there is no such file, package or repository, or it is not a file of weights.
+    """
+    path = locate(source)
+    if path.suffix == ".safetensors":
+        import safetensors
+        from safetensors.numpy import load_file
+
+        try:
+            return load_file(path)
+        except safetensors.SafetensorError as e:
+            raise ValueError(f"{path} is damaged or not a safetensors file ({e}).") from None
+    if path.suffix == ".npz":
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                return dict(arrays)
+        except (ValueError, zipfile.BadZipFile) as e:
+            raise ValueError(f"{path} is damaged or holds more than plain arrays ({e}).") from None
+    return torch_files.read(path)
+
+
+def locate(source: str | Path) -> Path:
+    """The local file behind a source of weights; downloads from the hub what is not there yet."""
+    kind, _, name = str(source).partition(":")
+    if kind == "package" and name:
+        return _in_package(name)
+    if kind == "hf" and name:
+        owner, _, rest = name.partition("/")
+        repository, _, file = rest.partition("/")
+        if not owner or not repository:
+            raise ValueError(f"{source!r} names no repository: write hf:OWNER/NAME or hf:OWNER/NAME/FILE.")
+        return _from_hub(f"{owner}/{repository}", (file,) if file else HUB_FILES)
+    path = Path(source).expanduser()
+    if not path.is_file():
+        raise ValueError(f"There is no file of weights {path}; package:NAME and hf:OWNER/NAME are the other sources.")
+    return path
+
+
+def apply(module: nnx.Module, arrays: Mapping[str, np.ndarray], table: Table) -> types.Heads | None:
+    """Put a file's arrays into a module.
+
+    Args:
+        module: changed in place, and only if everything fits.
+        arrays: as `load` returns them.
+        table: of the module's architecture and the file's names.
+
+    Returns:
+        The classifier the weights were trained with, kernel [classes d], or None where the file has none.
+
+    Raises:
+        ValueError: lists every array that is missing, left over or of another shape than the module's.
+    """
+    state = nnx.state(module, (nnx.Param, nnx.BatchStat))
+    variables = {".".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
+    problems = [f"the table of names has no row for {path}" for path in variables.keys() - {r.path for r in table.rows}]
+    for name, path, layout in table.rows:
+        if path not in variables:
+            problems.append(f"{name} belongs to {path}, which the module does not have")
+        elif name not in arrays:
+            problems.append(f"{name} is missing")
+        else:
+            wanted = variables[path].get_value()
+            try:
+                value = layout(np.asarray(arrays[name]))
+            except (ValueError, IndexError):
+                value = None
+            if value is None or value.shape != wanted.shape:
+                problems.append(f"{name} is {arrays[name].shape}, which does not become {path}, {wanted.shape}")
+            else:
+                variables[path].set_value(value.astype(wanted.dtype))
+    left_over = [name for name in arrays if name not in table.names and not name.endswith(table.ignored)]
+    problems += [f"{name} {arrays[name].shape} is left over" for name in left_over]
+    if problems:
+        raise ValueError("The weights do not fit the architecture:\n  " + "\n  ".join(problems))
+    nnx.update(module, state)
+    weight, bias = table.classifier
+    if weight not in arrays or bias not in arrays:
+        return None
+    kernel = np.asarray(arrays[weight], np.float32)
+    return types.Heads(kernel.reshape(kernel.shape[0], -1), np.asarray(arrays[bias], np.float32))
+
+
+def fitting(arrays: Iterable[str], tables: Sequence[Table]) -> Table:
+    """The table whose names agree best with the file's: torchvision and timm call the same layers by other names."""
+    names = set(arrays)
+    return max(tables, key=lambda table: len(names & table.names))
+
+
+def load_into(module: nnx.Module, source: str | Path, tables: Sequence[Table]) -> types.Heads | None:
+    """`load`, then `apply` by the table that fits."""
+    arrays = load(source)
+    try:
+        return apply(module, arrays, fitting(arrays, tables))
+    except ValueError as e:
+        raise ValueError(f"{source}: {e}") from None
+
+
+def preprocessing(source: str | Path, default: Preprocessing) -> Preprocessing:
+    """What images went through when these weights were trained.
+
+    Args:
+        source: as for `load`. A `config.json` beside the file, in the form timm's repositories have, decides.
+        default: of the architecture, for weights that come without one.
+    """
+    path = locate(source)
+    if str(source).startswith("hf:"):
+        repository = "/".join(str(source).removeprefix("hf:").split("/")[:2])
+        path = _from_hub(repository, ("config.json",))
+    beside = path.with_name("config.json")
+    if not beside.is_file():
+        return default
+    stored = json.loads(beside.read_text())
+    stored = stored.get("pretrained_cfg", stored)
+    if not {"input_size", "mean", "std"} <= stored.keys():
+        return default
+    return Preprocessing(
+        image_size=stored["input_size"][-1],
+        mean=tuple(stored["mean"]),
+        std=tuple(stored["std"]),
+        resize="squash" if stored.get("crop_mode") == "squash" else "center_crop",
+        interpolation="bilinear" if stored.get("interpolation") == "bilinear" else "bicubic",
+    )
+
+
+def _in_package(name: str) -> Path:
+    """The one file of weights that an installed package carries."""
+    try:
+        files = importlib.metadata.files(name) or []
+    except importlib.metadata.PackageNotFoundError:
+        raise ValueError(f"The package {name} is not installed: pip install {name}") from None
+    found = [Path(str(file.locate())) for file in files if file.suffix in ENDINGS]
+    if len(found) != 1:
+        raise ValueError(f"The package {name} holds {len(found)} files of weights, not one: name the file itself.")
+    return found[0]
+
+
+def _from_hub(repository: str, files: Sequence[str]) -> Path:
+    """The first of `files` that the repository has, downloaded once."""
+    try:
+        import huggingface_hub
+        from huggingface_hub import errors
+    except ImportError:
+        raise ValueError(f"hf:{repository} needs huggingface_hub: pip install 'cftjax[hub]'") from None
+    for file in files:
+        try:
+            return Path(huggingface_hub.hf_hub_download(repository, file))
+        except errors.EntryNotFoundError as e:
+            # Raised for a missing file, and as LocalEntryNotFoundError where the hub cannot be asked.
+            if isinstance(e, errors.LocalEntryNotFoundError):
+                raise ValueError(_offline(repository)) from None
+        except (errors.OfflineModeIsEnabled, OSError) as e:
+            if isinstance(e, errors.RepositoryNotFoundError):
+                raise ValueError(f"The hub has no public repository {repository}.") from None
+            raise ValueError(_offline(repository)) from None
+    raise ValueError(f"The hub's repository {repository} has no {' or '.join(files)}: name the file, hf:{repository}/FILE")
+
+
+def _offline(repository: str) -> str:
+    return f"The hub cannot be reached and {repository} was not downloaded before: copy a file here and name its path."

@@ -1,0 +1,100 @@
+"""Where arrays live: one mesh over all devices of all hosts, batches split over it, everything else copied to each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXIS = "data"
+
+T = TypeVar("T")
+
+
+def mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh of all devices, or of those given, with the one axis `data`."""
+    devices = jax.devices() if devices is None else devices
+    # Auto: the compiler places what is computed. Explicit, JAX's default, refuses random choices on a sharded axis.
+    return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The whole array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def sharded(mesh: Mesh) -> NamedSharding:
+    """The leading axis split over the devices."""
+    return NamedSharding(mesh, PartitionSpec(AXIS))
+
+
+def abstract(tree: T, sharding: NamedSharding) -> T:
+    """Shapes, dtypes and one sharding in place of the arrays of a pytree."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+
+
+def replicate(tree: T, mesh: Mesh) -> T:
+    """Copy a pytree, the same on every host, to every device."""
+    return jax.device_put(tree, replicated(mesh))
+
+
+def shard(batch: T, mesh: Mesh) -> T:
+    """Split a pytree of NumPy arrays along the leading axis; every host brings its own part of the batch."""
+    sharding = sharded(mesh)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+def gather(tree: Any) -> Any:
+    """Whole arrays on this host as NumPy arrays, whichever devices of whichever hosts hold their parts."""
+    if jax.process_count() == 1:
+        return jax.tree.map(np.asarray, tree)
+    return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def host_shard() -> tuple[int, int]:
+    """(index of this host, number of hosts)."""
+    return jax.process_index(), jax.process_count()
+
+
+def is_primary() -> bool:
+    """Whether this host is the one that writes and prints."""
+    return jax.process_index() == 0
+
+
+def any_host(flag: bool) -> bool:
+    """Whether the flag is set on any host; all hosts must ask at the same step."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
+
+
+def barrier(name: str) -> None:
+    """Wait until all hosts are here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def compute_dtype(name: str) -> Any:
+    """The dtype of the backbone's arithmetic; `auto` is bfloat16 where the hardware multiplies it faster."""
+    if name == "auto":
+        return jnp.bfloat16 if jax.default_backend() in ("gpu", "tpu") else jnp.float32
+    return jnp.dtype(name).type
+
+
+def check_batch_size(option: str, batch_size: int, mesh: Mesh) -> None:
+    """Refuse a batch that cannot be split evenly.
+
+    Raises:
+        ValueError: naming the option and the nearest sizes that can.
+    """
+    num = mesh.size
+    if batch_size >= 1 and batch_size % num == 0:
+        return
+    below = batch_size // num * num
+    fitting = f"{below} or {below + num}" if below >= num else f"{num}"
+    raise ValueError(f"{option} {batch_size} does not divide over {num} devices: use {fitting}.")

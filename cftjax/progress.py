@@ -1,0 +1,85 @@
+"""How far a stage is: a bar with the time left on a terminal, now and then a line elsewhere."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+import jax
+from rich import progress
+from rich.console import Console
+
+# Between two lines where the output is not a terminal.
+SECONDS = 10.0
+
+
+class Progress:
+    """Shows one stage's progress on standard error, from the first host only.
+
+    As a context manager: `with Progress("Training", unit="steps") as shown: shown.update(3, 10, "loss 0.31")`.
+    """
+
+    def __init__(self, title: str, unit: str = "", console: Console | None = None) -> None:
+        """Name the stage and what it counts.
+
+        Args:
+            title: the stage.
+            unit: of `done` and `total`.
+            console: where to write; standard error if None.
+        """
+        self.title, self.unit = title, unit
+        self.console = Console(stderr=True) if console is None else console
+        self.silent = jax.process_index() != 0
+        self.bar: progress.Progress | None = None
+        self.began = self.printed = time.monotonic()
+        self.first: int | None = None
+        self.last = ""
+
+    def __enter__(self) -> Progress:
+        """Begin."""
+        self.began = self.printed = time.monotonic()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """End: leave the bar as it stands, or the last line."""
+        if self.bar is not None:
+            self.bar.stop()
+        elif self.last and not self.silent:
+            self.console.print(self.last, highlight=False, soft_wrap=True)
+
+    def update(self, done: int, total: int, text: str = "") -> None:
+        """Show that `done` of `total` are done, with a few words such as the loss."""
+        if self.silent:
+            return
+        if self.console.is_terminal:
+            self._update_bar(done, total, text)
+        else:
+            self._update_line(done, total, text)
+
+    def _update_bar(self, done: int, total: int, text: str) -> None:
+        if self.bar is None:
+            self.bar = progress.Progress(
+                progress.TextColumn("{task.description}"),
+                progress.BarColumn(),
+                progress.TextColumn("{task.completed:.0f}/{task.total:.0f} " + self.unit),
+                progress.TimeRemainingColumn(),
+                progress.TextColumn("{task.fields[text]}"),
+                console=self.console,
+            )
+            # What an earlier attempt had done says nothing about the speed.
+            self.bar.add_task(self.title, total=total, completed=done, text=text)
+            self.bar.start()
+        self.bar.update(self.bar.task_ids[0], completed=done, total=total, text=text)
+
+    def _update_line(self, done: int, total: int, text: str) -> None:
+        now = time.monotonic()
+        if self.first is None:
+            self.first = done
+        rate = (done - self.first) / max(now - self.began, 1e-9)
+        left = f", {(total - done) / rate:.0f} s left" if rate > 0 and done < total else ""
+        self.last = f"{self.title}: {done}/{total} {self.unit}{left}{', ' * bool(text)}{text}"
+        if now - self.printed >= SECONDS:
+            self.console.print(self.last, highlight=False, soft_wrap=True)
+            self.printed, self.last = now, ""

@@ -1,0 +1,335 @@
+"""Training of the backbone, epoch by epoch, so that it can be stopped anywhere and goes on bit for bit.
+
+    FOLDER/best/STEP    weights of the best epoch, moving averages: all that inference needs
+    FOLDER/state/STEP   the last two states: all that going on needs
+    FOLDER/history.json loss and validation score of every epoch
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from cftjax import backbones, checkpoints, devices, embedding, interruption, metrics, storage, types
+from cftjax import train_step as steps
+from cftjax.config import BackboneConfig, Config
+from cftjax.data import pipeline
+from cftjax.data.preprocessing import Preprocessing
+from cftjax.progress import Progress
+from cftjax.train_step import Classifier, Spec, TrainState
+
+# Steps between two questions of all hosts to each other whether to save or stop.
+HOSTS_AGREE_EVERY = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class History:
+    """How training went.
+
+    Attributes:
+        step: steps done.
+        loss: mean training loss of each epoch, nats per known label.
+        score: mean validation AP or AUROC of each epoch's moving averages; None where undefined.
+        best_epoch: the epoch kept, counted from 1; 0 before the first.
+        best_step: steps done at its end.
+        epoch_loss: sum of the losses of the epoch that has begun.
+        finished: why training ended; empty while it goes on.
+    """
+
+    step: int = 0
+    loss: tuple[float, ...] = ()
+    score: tuple[float | None, ...] = ()
+    best_epoch: int = 0
+    best_step: int = 0
+    epoch_loss: float = 0.0
+    finished: str = ""
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> History:
+        """Read what `dataclasses.asdict` made."""
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()})
+
+
+class Step(NamedTuple):
+    """A step whose loss has not been looked at.
+
+    Attributes:
+        number: steps done before it.
+        rows: of its batch.
+        iterator_state: before its batch.
+        loss: on the device.
+    """
+
+    number: int
+    rows: np.ndarray
+    iterator_state: dict[str, Any]
+    loss: jax.Array
+
+
+def preprocessing(config: Config[Any]) -> Preprocessing:
+    """What images go through: as the backbone's weights want it, at the size asked for or that the data have."""
+    found = backbones.preprocessing(config.backbone)
+    own = getattr(config.data, "image_size", None) if config.backbone.weights is None else None
+    return dataclasses.replace(found, image_size=config.backbone.image_size or own or found.image_size)
+
+
+def fit(
+    dataset: types.Dataset,
+    config: Config[Any],
+    folder: Path,
+    *,
+    mesh: Mesh | None = None,
+) -> History:
+    """Train a classifier, or go on with the one in the folder; returns at once where that is finished.
+
+    The epoch with the best validation score is kept; without a validation split, or where no category has both labels,
+    the last. SIGTERM and Ctrl-C save first.
+
+    Args:
+        dataset: with the split `train`, and `validation` where there is one.
+        config: its labels, input, backbone, training, embed.batch_size and seed are read.
+        folder: of checkpoints and history.
+        mesh: of the devices; all of them if None.
+
+    Raises:
+        ValueError: for settings that do not fit the data or the devices.
+        FloatingPointError: where the loss or gradient is not finite, naming step and images.
+        KeyboardInterrupt: after a signal, when everything is saved.
+    """
+    mesh = devices.mesh() if mesh is None else mesh
+    devices.check_batch_size("training.batch_size", config.training.batch_size, mesh)
+    training = Training(dataset, config, folder, mesh)
+    if training.history.finished:
+        return training.history
+    with (
+        interruption.deferred() as asked,
+        Progress("Train", unit="steps") as shown,
+        contextlib.closing(training.iterator),
+    ):
+        shown.update(training.history.step, training.spec.num_steps, "compiling")
+        while not training.history.finished:
+            training.step()
+            if training.at_end_of_epoch():
+                training.end_epoch()
+            elif training.all_agree(time.monotonic() - training.saved_at > config.training.checkpoint_seconds):
+                training.save()
+            if training.all_agree(asked.requested):
+                training.save()
+                training.writer.wait()
+                raise KeyboardInterrupt(f"stopped at step {training.history.step}, which is saved; the same command goes on.")
+            shown.update(training.history.step, training.spec.num_steps, training.news())
+        training.writer.wait()
+    return training.history
+
+
+class Training:
+    """A training that is under way."""
+
+    def __init__(self, dataset: types.Dataset, config: Config[Any], folder: Path, mesh: Mesh) -> None:
+        """Begin, or take up what the folder holds."""
+        self.dataset, self.config, self.folder = dataset, config, folder
+        self.preprocessing = preprocessing(config)
+        self.records = dataset.splits["train"]
+        settings = config.training
+        self.steps_per_epoch = pipeline.steps_per_epoch(len(self.records), settings.batch_size)
+        self.iterator = iter(
+            pipeline.train_batches(
+                self.records,
+                config.labels,
+                self.preprocessing,
+                config.input,
+                batch_size=settings.batch_size,
+                seed=config.seed,
+                shard=devices.host_shard(),
+            )
+        )
+        num_steps = settings.epochs * self.steps_per_epoch
+        num_steps = min(num_steps, settings.max_steps or num_steps)
+        dtype = devices.compute_dtype(settings.compute_dtype)
+        architecture = (config.backbone, len(dataset.categories), dtype)
+        graphdef, *shapes = steps.abstract_classifier(*architecture)
+        self.spec = Spec(graphdef, settings, num_steps, mesh)
+        self.advance = steps.compiled(self.spec)
+        self.writer = checkpoints.Writer()
+        self.waiting: Step | None = None
+        self.loss = math.nan
+        self.saved_at = time.monotonic()
+        found = checkpoints.steps(folder / "state")
+        if not found:
+            self.history = History()
+            self.state = steps.new_state(self.spec, steps.new_classifier(*architecture, config.seed))
+            return
+        metadata = checkpoints.metadata(folder / "state", found[-1])
+        self.history = History.from_json(metadata["history"])
+        self.state = checkpoints.restore(folder / "state", found[-1], steps.abstract_state(self.spec, *shapes))
+        self.iterator.set_state(metadata["iterator"])
+        # The best weights may not have been written when the state of the same step was.
+        if self.history.best_step == self.history.step and self.history.step not in checkpoints.steps(folder / "best"):
+            self.save_best()
+            self.writer.wait()
+
+    def step(self) -> None:
+        """One step on the device, while the loss of the one before is read."""
+        before = self.iterator.get_state()
+        batch = next(self.iterator)
+        self.state, loss = self.advance(self.state, devices.shard(batch, self.spec.mesh))
+        self.settle()
+        self.waiting = Step(self.history.step, batch.rows, before, loss)
+        self.history = dataclasses.replace(self.history, step=self.history.step + 1)
+
+    def settle(self) -> None:
+        """Read the loss of the last step; stop if it is not finite."""
+        if self.waiting is None:
+            return
+        last, self.waiting = self.waiting, None
+        self.loss = float(last.loss)
+        if not math.isfinite(self.loss):
+            self.fail(last)
+        self.history = dataclasses.replace(self.history, epoch_loss=self.history.epoch_loss + self.loss)
+
+    def fail(self, last: Step) -> None:
+        """Save the state before the step that went wrong, and say what was in it."""
+        self.history = dataclasses.replace(self.history, step=last.number)
+        # The step changed nothing but this mark.
+        self.state = dataclasses.replace(self.state, finite=~self.state.finite)
+        self.save(last.iterator_state)
+        self.writer.wait()
+        names = ", ".join(str(self.records.names[row]) for row in last.rows if row >= 0)
+        raise FloatingPointError(
+            f"step {last.number}: loss or gradient is not finite. The state before it is saved in "
+            f"{self.folder / 'state' / str(last.number)}. Reduce training.learning_rate, or look at its images: {names}"
+        )
+
+    def at_end_of_epoch(self) -> bool:
+        """Whether an epoch, or the last step of all, is done."""
+        return self.history.step % self.steps_per_epoch == 0 or self.history.step == self.spec.num_steps
+
+    def end_epoch(self) -> None:
+        """Score the moving averages, keep them if they are the best so far, and save."""
+        self.settle()
+        history, settings = self.history, self.config.training
+        score = self.validate()
+        done = (history.step - 1) % self.steps_per_epoch + 1
+        epoch = len(history.loss) + 1
+        best = history.score[history.best_epoch - 1] if history.best_epoch else None
+        better = score is None or best is None or score > best
+        self.history = history = dataclasses.replace(
+            history,
+            loss=(*history.loss, history.epoch_loss / done),
+            score=(*history.score, score),
+            best_epoch=epoch if better else history.best_epoch,
+            best_step=history.step if better else history.best_step,
+            epoch_loss=0.0,
+        )
+        if history.step == self.spec.num_steps:
+            self.history = dataclasses.replace(history, finished="all steps are done")
+        elif epoch - history.best_epoch >= settings.patience:
+            reason = f"no better validation score in {settings.patience} epochs"
+            self.history = dataclasses.replace(history, finished=reason)
+        self.writer.wait()
+        if better:
+            self.save_best()
+        if devices.is_primary():
+            storage.write_json(self.folder / "history.json", dataclasses.asdict(self.history))
+        self.save()
+
+    def validate(self) -> float | None:
+        """The mean score of the moving averages on the known validation labels; None where there is none."""
+        if "validation" not in self.dataset.splits:
+            return None
+        records = self.dataset.splits["validation"]
+        model = nnx.merge(self.spec.graphdef, *self.state.ema, self.state.rest)
+        model.eval()
+        parts = list(
+            embedding.embed_rows(
+                model.backbone,
+                records,
+                self.preprocessing,
+                self.config.input,
+                self.config.embed.batch_size,
+                mesh=self.spec.mesh,
+            )
+        )
+        known = records.labels.known & np.concatenate([part.opened for part in parts])[:, None]
+        logits = np.asarray(heads_of(model)(np.concatenate([part.z for part in parts])))
+        scores = metrics.score(self.config.training.metric, logits, records.labels.labels, known)
+        mean = float(metrics.mean_defined(scores))
+        return mean if math.isfinite(mean) else None
+
+    def save_best(self) -> None:
+        """Begin to write what inference needs."""
+        params, stats = self.state.ema
+        history = self.history
+        metadata = {
+            "backbone": dataclasses.asdict(self.config.backbone),
+            "num_categories": len(self.dataset.categories),
+            "compute_dtype": self.config.training.compute_dtype,
+            "epoch": history.best_epoch,
+            "score": history.score[history.best_epoch - 1],
+        }
+        self.writer.save(self.folder / "best", history.step, {"params": params, "stats": stats}, metadata)
+
+    def save(self, iterator_state: dict[str, Any] | None = None) -> None:
+        """Begin to write what going on needs, with the iterator as it is or was in the state given."""
+        self.settle()
+        self.saved_at = time.monotonic()
+        self.writer.wait()
+        if self.history.step in checkpoints.steps(self.folder / "state"):
+            return
+        metadata = {
+            "history": dataclasses.asdict(self.history),
+            "iterator": self.iterator.get_state() if iterator_state is None else iterator_state,
+        }
+        self.writer.save(self.folder / "state", self.history.step, self.state, metadata, keep=2)
+
+    def all_agree(self, flag: bool) -> bool:
+        """The flag, or where there are several hosts, whether any of them has it set; they ask now and then."""
+        if jax.process_count() == 1:
+            return flag
+        return self.history.step % HOSTS_AGREE_EVERY == 0 and devices.any_host(flag)
+
+    def news(self) -> str:
+        """The last loss and validation score in words."""
+        history = self.history
+        score = history.score[-1] if history.score else None
+        return f"loss {self.loss:.4f}" + ("" if score is None else f", validation m{self.config.training.metric} {score:.4f}")
+
+
+def heads_of(model: Classifier) -> types.Heads:
+    """The last layer of a classifier, kernel [c d] and bias [c]."""
+    kernel, bias = model.head.kernel.get_value(), model.head.bias.get_value()
+    return types.Heads(kernel.T, bias)
+
+
+def load(folder: Path, mesh: Mesh | None = None) -> tuple[Any, types.Heads]:
+    """The backbone, ready to embed, and the heads of the best epoch.
+
+    Args:
+        folder: that `fit` wrote.
+        mesh: of the devices to place the weights on; all of them if None.
+
+    Raises:
+        FileNotFoundError: where no epoch is finished.
+    """
+    found = checkpoints.steps(folder / "best")
+    if not found:
+        raise FileNotFoundError(f"{folder} holds no trained backbone: run the training command again to finish it.")
+    metadata = checkpoints.metadata(folder / "best", found[-1])
+    dtype = devices.compute_dtype(metadata["compute_dtype"])
+    architecture = (BackboneConfig(**metadata["backbone"]), metadata["num_categories"], dtype)
+    graphdef, params, stats, _ = steps.abstract_classifier(*architecture)
+    whole = devices.replicated(devices.mesh() if mesh is None else mesh)
+    like = devices.abstract({"params": params, "stats": stats}, whole)
+    weights = checkpoints.restore(folder / "best", found[-1], like)
+    model = nnx.merge(graphdef, weights["params"], weights["stats"], steps.other_variables(*architecture))
+    model.eval()
+    return model.backbone, heads_of(model)

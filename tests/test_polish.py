@@ -1,0 +1,94 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toy
+from sklearn.linear_model import LogisticRegression
+
+from cftjax import metrics
+from cftjax.cft import polish as polishing
+from cftjax.cft import problems
+from cftjax.cft.choose import choose
+from cftjax.config import PolishConfig
+from cftjax.types import Embeddings, Heads
+
+TRAIN, VALIDATION = toy.embeddings(seed=0), toy.embeddings(seed=1, known=0.9)
+SHORT = PolishConfig(num_steps=60, patience=60, dimensions=4, l2=(0.0, 0.1))
+
+
+def ap(heads, split):
+    return np.asarray(metrics.average_precision(np.asarray(heads(split.z)), split.labels, split.known))
+
+
+@pytest.fixture(scope="module")
+def polished():
+    return polishing.polish(toy.heads(), TRAIN, VALIDATION, config=SHORT)
+
+
+def test_validation_rises_and_the_score_reported_is_that_of_the_head_returned(polished):
+    np.testing.assert_allclose(polished.before, ap(toy.heads(), VALIDATION), atol=1e-5)
+    np.testing.assert_allclose(polished.after, ap(polished.heads, VALIDATION), atol=0.01)
+    assert (polished.after > polished.before).all()
+    assert set(polished.l2) <= set(np.float32(SHORT.l2))
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "lbfgs"])
+def test_both_optimizers_reach_the_logistic_regression_of_scikit_learn(optimizer):
+    space = problems.Space()
+    seen = problems.see(TRAIN, Heads(np.zeros((3, 5), np.float32), np.zeros(3, np.float32)), space)
+    rows = jax.tree.map(lambda x: x[0], problems.rows_of(seen, [1], 256, np.ones(3, np.float32)))
+    config = PolishConfig(optimizer=optimizer, learning_rate=0.1, num_steps=400, patience=400, l2=(0.05,))
+    known = TRAIN.known[:, 1]
+    oracle = LogisticRegression(C=1 / (0.05 * known.sum()), tol=1e-8, max_iter=1000)
+    oracle.fit(TRAIN.z[known], TRAIN.labels[known, 1])
+    parameters = (jnp.zeros(5), jnp.zeros(()))
+    carry = (parameters, polishing._optimizer(config).init(parameters))
+    step = jax.jit(lambda carry, _: (polishing._update(*carry, rows, jnp.float32(0.05), config), None))
+    (genes, bias), _ = jax.lax.scan(step, carry, None, length=400 if optimizer == "adam" else 20)[0]
+    np.testing.assert_allclose(genes, oracle.coef_[0], atol=2e-3)
+    np.testing.assert_allclose(bias, oracle.intercept_[0], atol=2e-3)
+
+
+def test_a_strong_pull_keeps_the_head_where_it_started():
+    config = dataclasses.replace(SHORT, l2=(1e4,), learning_rate=1e-3, refit_bias=False)
+    result = polishing.polish(toy.heads(), TRAIN, VALIDATION, config=config)
+    np.testing.assert_allclose(result.heads.kernel, toy.heads().kernel, atol=0.02)
+
+
+def test_devices_agree_and_a_store_saves_the_work(polished):
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    store = {}
+    sharded = polishing.polish(toy.heads(), TRAIN, VALIDATION, config=SHORT, mesh=mesh, store=store)
+    np.testing.assert_allclose(sharded.heads.kernel, polished.heads.kernel, atol=1e-5)
+    done = []
+    again = polishing.polish(
+        toy.heads(), TRAIN, VALIDATION, config=SHORT, mesh=mesh, store=store, progress=lambda d, t, s: done.append((d, t))
+    )
+    assert done[-1] == (3, 3)
+    np.testing.assert_array_equal(again.heads.kernel, sharded.heads.kernel)
+
+
+def test_choosing_takes_the_best_on_validation_and_keeps_the_first_on_a_tie(polished):
+    better = dataclasses.replace(polished.heads)
+    worse = Heads(-better.kernel, better.bias)
+    chosen = choose({"backbone": toy.heads(), "same": toy.heads(), "worse": worse, "polish": better}, TRAIN, VALIDATION)
+    assert chosen.names == ["polish"] * 3
+    assert choose({"backbone": toy.heads(), "same": toy.heads()}, TRAIN, VALIDATION).names == ["backbone"] * 3
+    mixed = Heads(np.stack([better.kernel[0], worse.kernel[1], better.kernel[2]]), better.bias)
+    chosen = choose({"backbone": toy.heads(), "polish": mixed}, TRAIN, VALIDATION)
+    assert chosen.names == ["polish", "backbone", "polish"]
+    np.testing.assert_array_equal(chosen.heads.kernel[1], toy.heads().kernel[1])
+
+
+def test_a_category_that_cannot_be_judged_keeps_its_head_and_is_named(polished):
+    known = VALIDATION.known.copy()
+    known[:, 2] &= VALIDATION.labels[:, 2]
+    validation = Embeddings(VALIDATION.z, VALIDATION.labels, known)
+    result = polishing.polish(toy.heads(), TRAIN, validation, config=SHORT)
+    assert result.untuned == {2: "no known negative in validation"}
+    np.testing.assert_array_equal(result.heads.kernel[2], toy.heads().kernel[2])
+    chosen = choose({"backbone": toy.heads(), "polish": polished.heads}, TRAIN, validation)
+    assert chosen.names[2] == "backbone"
+    assert list(chosen.untuned) == [2]
