@@ -15,6 +15,8 @@ from cftjax import devices
 
 T = TypeVar("T")
 
+# The file in which orbax describes a checkpoint.
+DESCRIPTION = "_CHECKPOINT_METADATA"
 # Suffix of a checkpoint that another of the same step replaces.
 REPLACED = ".replaced"
 
@@ -46,7 +48,7 @@ class Writer:
         if devices.is_primary() and path.exists():
             path.rename(path.with_suffix(REPLACED))
         devices.barrier("checkpoint replaced")
-        response = ocp.save_async(path, tree, custom_metadata=metadata)
+        response = ocp.save_async(str(path), tree, custom_metadata=metadata)
         self._pending.append((response, folder, keep))
 
     def wait(self) -> None:
@@ -68,12 +70,12 @@ def steps(folder: Path) -> list[int]:
     if not folder.is_dir():
         return []
     names = [path.name for path in folder.iterdir() if path.name.isdecimal()]
-    return sorted(int(name) for name in names if ocp.is_orbax_checkpoint((folder / name).absolute()))
+    return sorted(int(name) for name in names if (folder / name / DESCRIPTION).is_file())
 
 
 def metadata(folder: Path, step: int) -> dict[str, Any]:
     """The JSON of a checkpoint."""
-    found = ocp.metadata((folder / str(step)).absolute()).custom_metadata
+    found = ocp.metadata(str((folder / str(step)).absolute())).custom_metadata
     if not isinstance(found, dict):
         raise ValueError(f"{folder / str(step)} is damaged (no metadata): delete it to go on from an earlier one.")
     return found
@@ -92,7 +94,7 @@ def restore(folder: Path, step: int, like: T) -> T:
     """
     path = (folder / str(step)).absolute()
     try:
-        return ocp.load(path, like)
+        return ocp.load(str(path), like)
     # Whatever a damaged file makes the reader raise: the folder is what the user needs to know.
     except Exception as error:
         raise ValueError(f"{path} cannot be read ({error}): delete it to go on from an earlier one.") from error

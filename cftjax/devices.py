@@ -16,7 +16,7 @@ AXIS = "data"
 T = TypeVar("T")
 
 
-def mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+def mesh(devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh of all devices, or of those given, with the one axis `data`."""
     devices = jax.devices() if devices is None else devices
     # Auto: the compiler places what is computed. Explicit, JAX's default, refuses random choices on a sharded axis.

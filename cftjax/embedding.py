@@ -11,7 +11,7 @@ import functools
 import io
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -66,7 +66,7 @@ def embed_rows(
     mesh: Mesh | None = None,
     state: dict[str, Any] | None = None,
     first: int = 0,
-) -> Iterator[Embedded]:
+) -> Generator[Embedded]:
     """Embeddings of a split in file order, a batch at a time, all of it on every host.
 
     Args:
@@ -107,7 +107,7 @@ def embed_rows(
             yield _in_order(*waiting, len(records))
 
 
-def _in_order(parts: tuple[jax.Array, jax.Array, jax.Array], state: dict[str, Any], n: int) -> Embedded:
+def _in_order(parts: Sequence[types.Array], state: dict[str, Any], n: int) -> Embedded:
     """The rows that exist, in file order: a mesh may order its devices differently from the hosts."""
     z, rows, positions = devices.gather(parts)
     order = np.argsort(positions)
@@ -143,7 +143,7 @@ def embed(
         return
     folder.mkdir(parents=True, exist_ok=True)
     primary, part, marker = devices.is_primary(), folder / "z.npy.part", folder / "progress.json"
-    done = {"rows": 0, "unopened": [], "state": None}
+    done: dict[str, Any] = {"rows": 0, "unopened": [], "state": None}
     if marker.is_file() and part.is_file():
         done = storage.read_json(marker)
     n, dim = len(records), int(backbone.dim)  # pyright: ignore[reportAttributeAccessIssue]
@@ -179,7 +179,7 @@ def embed(
         part.replace(folder / "z.npy")
         marker.unlink()
         if done["unopened"]:
-            names = [records.names[row] for row in done["unopened"]]
+            names = [str(records.names[row]) for row in done["unopened"]]
             more = f" and {len(names) - 10} more" if len(names) > 10 else ""
             print(f"{folder.name}: left out, since they could not be opened: {', '.join(names[:10])}{more}", flush=True)
     devices.barrier("embedding ends")
@@ -211,8 +211,7 @@ def load(folder: Path, mmap: bool = True) -> types.Embeddings:
     if not (folder / "z.npy").is_file():
         raise FileNotFoundError(f"{folder} has no complete embeddings: run the training command again to finish them.")
     z, labels, known, uncertain = (
-        np.load(folder / f"{name}.npy", mmap_mode="r" if mmap else None, allow_pickle=False)
-        for name in ("z", *LABELS)
+        np.load(folder / f"{name}.npy", mmap_mode="r" if mmap else None, allow_pickle=False) for name in ("z", *LABELS)
     )
     groups = folder / "groups.npy"
     return types.Embeddings(

@@ -59,8 +59,9 @@ class Progress:
             self._update_line(done, total, text)
 
     def _update_bar(self, done: int, total: int, text: str) -> None:
-        if self.bar is None:
-            self.bar = progress.Progress(
+        bar = self.bar
+        if bar is None:
+            self.bar = bar = progress.Progress(
                 progress.TextColumn("{task.description}"),
                 progress.BarColumn(),
                 progress.TextColumn("{task.completed:.0f}/{task.total:.0f} " + self.unit),
@@ -69,9 +70,9 @@ class Progress:
                 console=self.console,
             )
             # What an earlier attempt had done says nothing about the speed.
-            self.bar.add_task(self.title, total=total, completed=done, text=text)
-            self.bar.start()
-        self.bar.update(self.bar.task_ids[0], completed=done, total=total, text=text)
+            bar.add_task(self.title, total=total, completed=done, text=text)
+            bar.start()
+        bar.update(bar.task_ids[0], completed=done, total=total, text=text)
 
     def _update_line(self, done: int, total: int, text: str) -> None:
         now = time.monotonic()

@@ -64,14 +64,15 @@ def table(metrics: dict[str, Any], *, most_rows: int = MOST_ROWS, width: int = F
     out = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0), expand=False)
     full = width >= FULL_WIDTH
     stages = STAGES if full else (STAGES[0], STAGES[-1])
-    out.add_column("category", no_wrap=True, max_width=28, overflow="ellipsis")
-    # Only names may be cut: a column of numbers is as wide as its numbers, whatever the terminal.
+    # Only names are cut: what a column of numbers needs, it gets, and the names have the rest.
+    rest = width - (92 if full else 66)
+    out.add_column("category", no_wrap=True, max_width=min(max(rest, 8), 40), overflow="ellipsis")
     out.add_column("known +", justify="right", no_wrap=True, min_width=7)
     if full:
         out.add_column("known -", justify="right", no_wrap=True, min_width=7)
     for stage in stages:
         out.add_column(TITLES[stage], justify="right", no_wrap=True, min_width=6)
-    out.add_column("chosen", no_wrap=True, min_width=8, max_width=10, overflow="ellipsis")
+    out.add_column("chosen", no_wrap=True, min_width=8, max_width=8, overflow="ellipsis")
     out.add_column("change  [95 % interval]", justify="right", no_wrap=True, min_width=25)
     changes = difference[metric]
     shown = _rows_shown(changes["value"], most_rows)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
 from cftjax import backbones, devices, losses, types
 from cftjax.config import BackboneConfig, TrainingConfig
@@ -39,23 +39,25 @@ class Classifier(nnx.Module):
 class TrainState:
     """Everything that a step changes.
 
+    Fields have no types of arrays, for it is also made of shapes and of whatever else orbax puts in their place.
+
     Attributes:
-        step: steps done.
+        step: [] int32, steps done.
         params: of the classifier.
         stats: running statistics of its batch normalisations.
         rest: its other variables, such as the keys of dropout.
         ema: moving averages of (params, stats).
         opt_state: of the optimizer.
-        finite: False from the first step on whose loss or gradient was not finite; nothing changes any more.
+        finite: [] bool, False from the first step on whose loss or gradient was not finite; nothing changes any more.
     """
 
-    step: Int[Array, ""]
+    step: Any
     params: Any
     stats: Any
     rest: Any
     ema: Any
     opt_state: Any
-    finite: Bool[Array, ""]
+    finite: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,12 +77,20 @@ class Spec:
     mesh: Mesh
 
 
+def new_spec(graphdef: nnx.GraphDef[Classifier], config: TrainingConfig, num_steps: int, mesh: Mesh) -> Spec:
+    """A spec without the settings of the loop around the steps: other ones need not be compiled anew."""
+    config = dataclasses.replace(config, epochs=1, max_steps=None, patience=1, checkpoint_seconds=0.0)
+    return Spec(graphdef, config, num_steps, mesh)
+
+
 def schedule(config: TrainingConfig, num_steps: int) -> optax.Schedule:
     """The backbone's learning rate by step."""
     if config.schedule == "onecycle":
         return optax.cosine_onecycle_schedule(num_steps, config.learning_rate, config.warmup)
     warmup = int(config.warmup * num_steps)
-    return optax.warmup_cosine_decay_schedule(0.0 if warmup else config.learning_rate, config.learning_rate, warmup, num_steps)
+    return optax.warmup_cosine_decay_schedule(
+        0.0 if warmup else config.learning_rate, config.learning_rate, warmup, num_steps
+    )
 
 
 def optimizer(config: TrainingConfig, num_steps: int) -> optax.GradientTransformation:
@@ -103,8 +113,13 @@ def _is_head(params: Any) -> Any:
 def new_classifier(config: BackboneConfig, num_categories: int, dtype: Any, seed: int) -> Classifier:
     """A classifier with random or, where the configuration names them, pretrained weights in the backbone."""
     graphdef, *_ = abstract_classifier(config, num_categories, dtype)
-    variables = _random_variables(config, num_categories, dtype, jax.random.key(seed))
-    model = nnx.merge(graphdef, variables)
+
+    def draw(key: jax.Array) -> Any:
+        return nnx.as_pure(nnx.state(Classifier(config, num_categories, dtype=dtype, rngs=nnx.Rngs(key))))
+
+    # One program for all layers, and on the CPU one that is quickly compiled: it runs once.
+    quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    model = nnx.merge(graphdef, jax.jit(draw, compiler_options=quick)(jax.random.key(seed)))
     backbones.load_weights(model.backbone, config)
     return model
 
@@ -116,12 +131,6 @@ def abstract_classifier(config: BackboneConfig, num_categories: int, dtype: Any)
     graphdef, *variables = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
     params, stats, rest = map(nnx.as_pure, variables)
     return graphdef, params, stats, rest
-
-
-# One program: drawing each layer's weights by itself would compile dozens.
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _random_variables(config: BackboneConfig, num_categories: int, dtype: Any, key: jax.Array) -> Any:
-    return nnx.as_pure(nnx.state(Classifier(config, num_categories, dtype=dtype, rngs=nnx.Rngs(key))))
 
 
 def other_variables(config: BackboneConfig, num_categories: int, dtype: Any) -> Any:
@@ -137,19 +146,19 @@ def other_variables(config: BackboneConfig, num_categories: int, dtype: Any) -> 
 def new_state(spec: Spec, model: Classifier) -> TrainState:
     """The state before the first step, on all devices; it takes copies of the model's variables."""
     _, *variables = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
-    params, stats, rest = devices.replicate([nnx.as_pure(part) for part in variables], spec.mesh)
-    # Copies, since a buffer that appears twice cannot be donated.
-    copied, ema = jax.tree.map(jnp.copy, ((params, stats, rest), (params, stats)))
+    params, stats, rest = (devices.replicate(nnx.as_pure(part), spec.mesh) for part in variables)
+    # Copies, since a buffer that appears twice, or in the model too, cannot be donated.
+    (params, stats, rest), ema = jax.tree.map(jnp.copy, ((params, stats, rest), (params, stats)))
     begin = jax.jit(optimizer(spec.config, spec.num_steps).init, out_shardings=devices.replicated(spec.mesh))
     step, finite = devices.replicate((jnp.int32(0), jnp.bool(True)), spec.mesh)
-    return TrainState(step, *copied, ema, begin(params), finite)
+    return TrainState(step, params, stats, rest, ema, begin(params), finite)
 
 
 def abstract_state(spec: Spec, params: Any, stats: Any, rest: Any) -> TrainState:
     """Shapes and places of `new_state`, for restoring one."""
     opt_state = jax.eval_shape(optimizer(spec.config, spec.num_steps).init, params)
-    scalars = (jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct((), jnp.bool))
-    state = TrainState(scalars[0], params, stats, rest, (params, stats), opt_state, scalars[1])
+    step, finite = jax.eval_shape(lambda: (jnp.int32(0), jnp.bool(True)))
+    state = TrainState(step, params, stats, rest, (params, stats), opt_state, finite)
     return devices.abstract(state, devices.replicated(spec.mesh))
 
 
@@ -188,7 +197,7 @@ def loss_and_variables(
     """Mean loss over the known labels of a batch, and the variables that the forward pass changed."""
     model = nnx.merge(spec.graphdef, params, state.stats, state.rest)
     model.train()
-    loss = LOSSES[spec.config.loss](model(batch.image), batch.labels, where=batch.known)
+    loss = LOSSES[spec.config.loss](model(jnp.asarray(batch.image)), batch.labels, where=batch.known)
     # Split by hand: outside of nnx.jit running statistics would be dropped without a word.
     _, _, stats, rest = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
     return losses.mean_known(loss, batch.known), (nnx.as_pure(stats), nnx.as_pure(rest))

@@ -1,8 +1,7 @@
 """Training of the backbone, epoch by epoch, so that it can be stopped anywhere and goes on bit for bit.
 
-    FOLDER/best/STEP    weights of the best epoch, moving averages: all that inference needs
-    FOLDER/state/STEP   the last two states: all that going on needs
-    FOLDER/history.json loss and validation score of every epoch
+In its folder, `best/STEP` holds the weights of the best epoch (moving averages, all that inference needs), `state/STEP`
+the last two states (all that going on needs), and `history.json` the loss and validation score of every epoch.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from cftjax.config import BackboneConfig, Config
 from cftjax.data import pipeline
 from cftjax.data.preprocessing import Preprocessing
 from cftjax.progress import Progress
-from cftjax.train_step import Classifier, Spec, TrainState
+from cftjax.train_step import Classifier
 
 # Steps between two questions of all hosts to each other whether to save or stop.
 HOSTS_AGREE_EVERY = 16
@@ -56,7 +55,7 @@ class History:
     @classmethod
     def from_json(cls, stored: dict[str, Any]) -> History:
         """Read what `dataclasses.asdict` made."""
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()})
+        return cls(**{**stored, "loss": tuple(stored["loss"]), "score": tuple(stored["score"])})
 
 
 class Step(NamedTuple):
@@ -82,13 +81,7 @@ def preprocessing(config: Config[Any]) -> Preprocessing:
     return dataclasses.replace(found, image_size=config.backbone.image_size or own or found.image_size)
 
 
-def fit(
-    dataset: types.Dataset,
-    config: Config[Any],
-    folder: Path,
-    *,
-    mesh: Mesh | None = None,
-) -> History:
+def fit(dataset: types.Dataset, config: Config[Any], folder: Path, *, mesh: Mesh | None = None) -> History:
     """Train a classifier, or go on with the one in the folder; returns at once where that is finished.
 
     The epoch with the best validation score is kept; without a validation split, or where no category has both labels,
@@ -101,8 +94,8 @@ def fit(
         mesh: of the devices; all of them if None.
 
     Raises:
-        ValueError: for settings that do not fit the data or the devices.
-        FloatingPointError: where the loss or gradient is not finite, naming step and images.
+        ValueError: for settings that do not fit the data or the devices; and where the loss or gradient is not finite,
+            naming step and images.
         KeyboardInterrupt: after a signal, when everything is saved.
     """
     mesh = devices.mesh() if mesh is None else mesh
@@ -125,7 +118,8 @@ def fit(
             if training.all_agree(asked.requested):
                 training.save()
                 training.writer.wait()
-                raise KeyboardInterrupt(f"stopped at step {training.history.step}, which is saved; the same command goes on.")
+                step = training.history.step
+                raise KeyboardInterrupt(f"training is saved at step {step}; the same command goes on from there.")
             shown.update(training.history.step, training.spec.num_steps, training.news())
         training.writer.wait()
     return training.history
@@ -157,7 +151,7 @@ class Training:
         dtype = devices.compute_dtype(settings.compute_dtype)
         architecture = (config.backbone, len(dataset.categories), dtype)
         graphdef, *shapes = steps.abstract_classifier(*architecture)
-        self.spec = Spec(graphdef, settings, num_steps, mesh)
+        self.spec = steps.new_spec(graphdef, settings, num_steps, mesh)
         self.advance = steps.compiled(self.spec)
         self.writer = checkpoints.Writer()
         self.waiting: Step | None = None
@@ -183,7 +177,7 @@ class Training:
         batch = next(self.iterator)
         self.state, loss = self.advance(self.state, devices.shard(batch, self.spec.mesh))
         self.settle()
-        self.waiting = Step(self.history.step, batch.rows, before, loss)
+        self.waiting = Step(self.history.step, np.asarray(batch.rows), before, loss)
         self.history = dataclasses.replace(self.history, step=self.history.step + 1)
 
     def settle(self) -> None:
@@ -204,7 +198,7 @@ class Training:
         self.save(last.iterator_state)
         self.writer.wait()
         names = ", ".join(str(self.records.names[row]) for row in last.rows if row >= 0)
-        raise FloatingPointError(
+        raise ValueError(
             f"step {last.number}: loss or gradient is not finite. The state before it is saved in "
             f"{self.folder / 'state' / str(last.number)}. Reduce training.learning_rate, or look at its images: {names}"
         )
@@ -300,14 +294,16 @@ class Training:
     def news(self) -> str:
         """The last loss and validation score in words."""
         history = self.history
-        score = history.score[-1] if history.score else None
-        return f"loss {self.loss:.4f}" + ("" if score is None else f", validation m{self.config.training.metric} {score:.4f}")
+        words = f"loss {self.loss:.4f}"
+        if history.score and history.score[-1] is not None:
+            words += f", validation m{self.config.training.metric} {history.score[-1]:.4f}"
+        return words
 
 
 def heads_of(model: Classifier) -> types.Heads:
     """The last layer of a classifier, kernel [c d] and bias [c]."""
-    kernel, bias = model.head.kernel.get_value(), model.head.bias.get_value()
-    return types.Heads(kernel.T, bias)
+    head: Any = nnx.as_pure(nnx.state(model.head, nnx.Param))
+    return types.Heads(head["kernel"].T, head["bias"])
 
 
 def load(folder: Path, mesh: Mesh | None = None) -> tuple[Any, types.Heads]:

@@ -97,7 +97,7 @@ def operation(index, image, magnitude, direction):
     return np.asarray(augment.randaugment(Image.fromarray(image), row, float(magnitude), (9, 8, 7)))
 
 
-LEVEL = np.clip(IMAGES[0], 40, 160)
+LEVEL = RNG.integers(40, 160, (60, 60, 3), np.uint8)
 SMOOTH = np.broadcast_to(np.linspace(0, 255, 100)[None, :, None], (100, 100, 3)).astype(np.uint8)
 
 

@@ -36,7 +36,7 @@ def test_a_longer_split_begins_with_the_scenes_of_a_shorter_one(dataset):
 
 def test_records_are_rgb_bytes_with_names(dataset):
     records = dataset.splits["train"]
-    assert records.image(12).shape == (40, 40, 3)
+    assert records.image(12).shape == (32, 32, 3)
     assert records.image(12).dtype == np.uint8
     assert records.names[12] == "digits/train/00012"
     assert dataset.categories == tuple("0123456789")
@@ -108,7 +108,7 @@ def test_a_site_can_be_told_from_the_colours_of_its_scenes():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image_size": 8}, "use 32 or more"),
+        ({"image_size": 8}, "use 24 or more"),
         ({"num_test": 0}, "at least 1 scene"),
         ({"known_proportion": 0.0}, "in \\(0, 1\\]"),
         ({"seed": -1}, "use 0 or more"),

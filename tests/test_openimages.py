@@ -126,6 +126,8 @@ def test_of_a_part_of_the_set_only_images_that_are_there_may_be_used(root):
         ("00c7", "00c8", ["no such file", "00c8.jpg"]),
         ("00f3,verification,/m/0b,0", "00f3,/m/0b,0", ["row 3", "3 cells where the header has 4"]),
         ("00c7", "00c\xfc", ["line 11", "not UTF-8"]),
+        ("00c7,", "00c\xfc", ["line 11", "not UTF-8"]),
+        ("00c7,verification,/m/0b,1\n", "00c\xd6", ["line 11", "not UTF-8"]),
     ],
 )
 def test_what_is_wrong_is_named_with_its_place(root, old, new, parts):

@@ -45,6 +45,14 @@ def test_rows_are_those_of_the_dense_labels(rows):
     assert_same(labels[rows], dense_of(VALUES)[rows])
 
 
+@pytest.mark.parametrize("rows", [[], [5], [22, 0, 7, 7]])
+def test_taken_rows_stay_sparse_and_are_those_of_the_dense_labels(rows):
+    taken = sparse_of(VALUES).take(np.array(rows, int))
+    assert isinstance(taken, sparse.SparseLabels)
+    assert_same(taken[:], dense_of(VALUES)[rows])
+    assert_same(taken.columns([6, 1]), dense_of(VALUES[rows][:, [6, 1]]))
+
+
 @pytest.mark.parametrize("columns", [[2], [6, 0, 2], [3], [], [1, 1]])
 def test_columns_are_those_of_the_dense_labels(columns):
     assert_same(sparse_of(VALUES).columns(columns), dense_of(VALUES[:, columns]))

@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from cftjax.data import sheets
 from cftjax.data.problems import DataError
 from cftjax.data.table import TableData
 
@@ -193,6 +194,7 @@ def test_a_change_of_label_name_order_or_group_changes_the_fingerprint(folder):
         ("\n\n", ["empty"]),
         (TABLE.replace("b/4", "b/ü").encode("latin1"), ["line 5", "not UTF-8"]),
         (TABLE.replace("dog", "dög").encode("latin1"), ["line 1", "not UTF-8"]),
+        (TABLE.encode() + b"c,\xc3", ["line 7", "not UTF-8"]),
         (TABLE.encode("utf-16"), ["line 1", "not UTF-8"]),
     ],
 )
@@ -201,6 +203,13 @@ def test_what_is_wrong_is_named_with_its_place(folder, content, parts):
     assert str(folder) in message
     for part in parts:
         assert part in message
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+def test_the_encoding_is_judged_alike_whatever_the_size_of_the_blocks(folder, monkeypatch, size):
+    monkeypatch.setattr(sheets, "DECODED_BYTES", size)
+    assert load(folder, TABLE.replace("dog", "дог")).categories == ("дог", "cat")
+    assert "line 4 is not UTF-8" in refused(folder, TABLE.encode().replace(b"a/3", b"a/\xf0\x9f\n"))
 
 
 def test_all_problems_come_in_one_message(folder):

@@ -98,8 +98,11 @@ class EfficientNetLiteConfig:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """What the original weights were trained with: (grey level - 127) / 128."""
-        return Preprocessing(self.image_size, (127 / 255,) * 3, (128 / 255,) * 3, "center_crop", "bicubic")
+        """What the original weights were trained with, (grey level - 127) / 128, but for the whole image.
+
+        ImageNet's one object may be cropped to; several labels are true of the whole picture.
+        """
+        return Preprocessing(self.image_size, (127 / 255,) * 3, (128 / 255,) * 3, interpolation="bicubic")
 
     def blocks(self) -> Iterator[BlockShape]:
         """All blocks in call order."""

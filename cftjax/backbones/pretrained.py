@@ -203,7 +203,9 @@ def load_into(module: nnx.Module, source: str | Path, tables: Sequence[Table]) -
 
 
 def preprocessing(source: str | Path, default: Preprocessing) -> Preprocessing:
-    """What images went through when these weights were trained.
+    """Size, normalisation and interpolation that these weights were trained with.
+
+    The whole image is kept (`resize` stays `squash`): a crop to the middle would cut off what some labels speak of.
 
     Args:
         source: as for `load`. A `config.json` beside the file, in the form timm's repositories have, decides.
@@ -224,7 +226,6 @@ def preprocessing(source: str | Path, default: Preprocessing) -> Preprocessing:
         image_size=stored["input_size"][-1],
         mean=tuple(stored["mean"]),
         std=tuple(stored["std"]),
-        resize="squash" if stored.get("crop_mode") == "squash" else "center_crop",
         interpolation="bilinear" if stored.get("interpolation") == "bilinear" else "bicubic",
     )
 

@@ -48,16 +48,16 @@ def shift(images: UInt8[np.ndarray, "n h w 3"], draws: Float[np.ndarray, "n r"])
     image = np.arange(n)[:, None]
     # Rows first: whole rows are copied, and the columns are then taken from half as many numbers.
     rows = images.reshape(n, height, width * 3)
-    moved = lerp(rows[image, top], rows[image, top + 1], y[:, :, None])
+    shifted = lerp(rows[image, top], rows[image, top + 1], y[:, :, None])
     columns = (image * height + np.arange(height)[None, :])[:, :, None] * width + left[:, None, :]
-    pixels = moved.reshape(-1, 3)
-    moved = lerp(pixels.take(columns, axis=0), pixels.take(columns + 1, axis=0), x[:, None, :, None])
+    pixels = shifted.reshape(-1, 3)
+    shifted = lerp(pixels.take(columns, axis=0), pixels.take(columns + 1, axis=0), x[:, None, :, None])
     contrast = LIGHT ** signed[:, CONTRAST, None, None, None]
     brightness = LIGHT ** signed[:, BRIGHTNESS, None, None, None]
-    middle = moved.mean(axis=(1, 2, 3), keepdims=True)
-    moved *= contrast * brightness
-    moved += middle * (1 - contrast) * brightness
-    return np.clip(moved, 0, 255, out=moved)
+    middle = shifted.mean(axis=(1, 2, 3), keepdims=True)
+    shifted *= contrast * brightness
+    shifted += middle * (1 - contrast) * brightness
+    return np.clip(shifted, 0, 255, out=shifted)
 
 
 def neighbours(
@@ -139,11 +139,15 @@ def randaugment(
     return image
 
 
-def affine(image: Image.Image, matrix: tuple[float, ...], fill: tuple[int, int, int]) -> Image.Image:
-    """Sample the image at (a x + b y + c, d x + e y + f), coordinates counted from its middle, in pixels."""
-    a, b, c, d, e, f = matrix
-    x, y = image.width / 2, image.height / 2
-    data = (a, b, c + x - a * x - b * y, d, e, f + y - d * x - e * y)
+def sheared(image: Image.Image, fill: tuple[int, int, int], *, x: float = 0.0, y: float = 0.0) -> Image.Image:
+    """Slanted about the middle: rows move by `x`, columns by `y`, pixels per pixel of distance."""
+    data = (1, x, -x * image.height / 2, y, 1, -y * image.width / 2)
+    return image.transform(image.size, Image.Transform.AFFINE, data, Image.Resampling.BILINEAR, fillcolor=fill)
+
+
+def moved(image: Image.Image, fill: tuple[int, int, int], *, x: float = 0.0, y: float = 0.0) -> Image.Image:
+    """Moved left by `x` and up by `y`, in shares of the side."""
+    data = (1, 0, x * image.width, 0, 1, y * image.height)
     return image.transform(image.size, Image.Transform.AFFINE, data, Image.Resampling.BILINEAR, fillcolor=fill)
 
 
@@ -159,8 +163,8 @@ OPERATIONS = (
     lambda image, strength, sign, fill: ImageEnhance.Contrast(image).enhance(1 + 0.9 * strength * sign),
     lambda image, strength, sign, fill: ImageEnhance.Brightness(image).enhance(1 + 0.9 * strength * sign),
     lambda image, strength, sign, fill: ImageEnhance.Sharpness(image).enhance(1 + 0.9 * strength * sign),
-    lambda image, strength, sign, fill: affine(image, (1, 0.3 * strength * sign, 0, 0, 1, 0), fill),
-    lambda image, strength, sign, fill: affine(image, (1, 0, 0, 0.3 * strength * sign, 1, 0), fill),
-    lambda image, strength, sign, fill: affine(image, (1, 0, 0.45 * strength * sign * image.width, 0, 1, 0), fill),
-    lambda image, strength, sign, fill: affine(image, (1, 0, 0, 0, 1, 0.45 * strength * sign * image.height), fill),
+    lambda image, strength, sign, fill: sheared(image, fill, x=0.3 * strength * sign),
+    lambda image, strength, sign, fill: sheared(image, fill, y=0.3 * strength * sign),
+    lambda image, strength, sign, fill: moved(image, fill, x=0.45 * strength * sign),
+    lambda image, strength, sign, fill: moved(image, fill, y=0.45 * strength * sign),
 )

@@ -35,23 +35,23 @@ SITE_PROPORTIONS = np.array([0.02, 0.1, 0.3, 0.7])
 class DigitsData:
     """Scenes of handwritten digits, made in two seconds from digits that scikit-learn ships; nothing is downloaded."""
 
-    image_size: int = 40
-    """Height and width of a scene, in pixels; at least 32."""
-    num_train: int = 4000
+    image_size: int = 32
+    """Height and width of a scene, in pixels; at least 24."""
+    num_train: int = 8000
     """Training scenes, whose labels are known only in part."""
     num_validation: int = 1000
     """Validation scenes, all labels known."""
     num_test: int = 2000
     """Test scenes, all labels known."""
-    known_proportion: float = 0.28
+    known_proportion: float = 0.35
     """Share of the training labels that are known, over all sites and categories; 1 keeps them all."""
     seed: int = 0
     """The seed of scenes and of hidden labels."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be drawn."""
-        if self.image_size < 32:
-            raise ValueError(f"image_size {self.image_size} is too small for legible digits: use 32 or more.")
+        if self.image_size < 24:
+            raise ValueError(f"image_size {self.image_size} is too small for legible digits: use 24 or more.")
         for name in ("num_train", "num_validation", "num_test"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: every split of the digits needs at least 1 scene.")

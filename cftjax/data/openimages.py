@@ -107,6 +107,7 @@ class ImageNames(Sequence[str]):
 def read_categories(file: Path) -> tuple[str, ...]:
     """The trainable categories, one a line, as Open Images names them (`/m/0bt9lr`)."""
     with sheets.readable(require(file)):
+        sheets.refuse_other_encodings(file)
         names = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
     names = [name for name in names if name]
     problems = Problems(file)

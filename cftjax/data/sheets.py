@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import csv
 import dataclasses
 import difflib
+import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,8 @@ PARQUET_SUFFIXES = (".parquet", ".pq")
 WRONG = np.inf
 # Rows of the wrong length after which a file is given up: its lines are no table.
 MAX_SKIPPED = 1000
+# Bytes checked at a time for being UTF-8.
+DECODED_BYTES = 2**23
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +166,8 @@ def read_csv(file: Path, problems: Problems, title: str | None) -> tuple[list[st
 
 
 def read_header(file: Path) -> list[str]:
-    """The cells of the first row of a CSV file."""
+    """The cells of the first row of a CSV file, which must be UTF-8 to its end."""
+    refuse_other_encodings(file)
     with file.open(encoding="utf-8-sig", newline="") as stream:
         names = next(csv.reader(stream), [])
     if not names:
@@ -188,22 +193,22 @@ def readable(file: Path, problems: Problems | None = None) -> Iterator[None]:
     """Turn what a parser raises over a file into one clean DataError; problems noted before explain it better."""
     try:
         yield
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file}: {undecodable(file)} is not UTF-8; save the table as UTF-8.") from error
     except (pa.ArrowException, csv.Error, OSError) as error:
-        if "UTF8" in str(error):
-            raise DataError(f"{file}: {undecodable(file)} is not UTF-8; save the table as UTF-8.") from error
         if problems:
             problems.raise_if_any()
         raise DataError(f"{file}: cannot be read as a table ({' '.join(str(error).split())}).") from error
 
 
-def undecodable(file: Path) -> str:
-    """Where a file stops being UTF-8."""
-    content = file.read_bytes()
-    try:
-        content.decode()
-    except UnicodeDecodeError as error:
-        lines = content.count(b"\n", 0, error.start)
-        return f"line {lines + 1}"
-    return "the file"
+def refuse_other_encodings(file: Path) -> None:
+    """Raise a DataError where a file is not UTF-8; parsers would find out late, or not say where."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    lines = 0
+    with file.open("rb") as stream:
+        # The last, empty block says that a character cut short will not be completed.
+        for block in itertools.chain(iter(lambda: stream.read(DECODED_BYTES), b""), [b""]):
+            try:
+                decoder.decode(block, final=not block)
+            except UnicodeDecodeError as error:
+                line = lines + error.object.count(b"\n", 0, error.start) + 1
+                raise DataError(f"{file}: line {line} is not UTF-8; save the table as UTF-8.") from error
+            lines += block.count(b"\n")

@@ -1,0 +1,76 @@
+import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+from cftjax import figures, reliability
+
+BLUE, ORANGE = (0x17, 0x66, 0xA6), (0xC8, 0x50, 0x0A)
+
+
+def pixels(figure):
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].astype(int)
+
+
+def has_colour(image, colour):
+    return bool((np.abs(image - np.array(colour)).max(-1) < 12).any())
+
+
+def test_rises_are_blue_and_falls_orange():
+    names, before = ["a", "b"], np.array([0.4, 0.5], np.float32)
+    rises = pixels(figures.before_after(names, before, before + np.float32(0.1), metric="AP", split="test"))
+    falls = pixels(figures.before_after(names, before, before - np.float32(0.1), metric="AP", split="test"))
+    assert has_colour(rises, BLUE)
+    assert not has_colour(rises, ORANGE)
+    assert has_colour(falls, ORANGE)
+
+
+def test_before_after_sorts_by_change_and_breaks_many_categories_into_columns():
+    c = 90
+    after = np.linspace(0.1, 0.9, c, dtype=np.float32)
+    names = [f"c{i}" for i in range(c)]
+    figure = figures.before_after(names, np.full(c, 0.5, np.float32), after, metric="AP", split="test")
+    assert len(figure.axes) == 3
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()][:2] == ["c89", "c88"]
+    assert [label.get_text() for label in figure.axes[2].get_yticklabels()][-1] == "c0"
+
+
+@pytest.mark.parametrize("c", [1, 3, 20, 21])
+@pytest.mark.parametrize("flat", [False, True])
+def test_the_search_is_drawn_for_few_and_many_categories_and_for_no_gain(c, flat):
+    generation = np.arange(5)
+    score = np.repeat(np.linspace(0.2, 0.2 if flat else 0.6, 5)[:, None], c, axis=1)
+    figure = figures.search_history([f"c{i}" for i in range(c)], generation, score, metric="AUROC")
+    lines = figure.axes[0].get_lines()
+    np.testing.assert_allclose(lines[0].get_ydata(), 100 * score[:, 0])
+
+
+def test_a_stopped_category_keeps_its_score_in_the_mean_of_the_search():
+    score = np.array([[0.2, 0.4], [0.3, 0.6], [np.nan, 0.8], [np.nan, np.nan]])
+    figure = figures.search_history(["a", "b"], np.arange(4), score, metric="AP")
+    np.testing.assert_allclose(figure.axes[0].get_lines()[0].get_ydata(), [30, 45, 55])
+
+
+@pytest.mark.parametrize("name", ["before_after", "search_history", "reliability"])
+def test_a_figure_without_data_says_why(name):
+    nothing = np.full(2, np.nan)
+    drawn = {
+        "before_after": lambda: figures.before_after(["a", "b"], nothing, nothing, metric="AP", split="test"),
+        "search_history": lambda: figures.search_history(["a", "b"], np.arange(1), nothing[None], metric="AP"),
+        "reliability": lambda: figures.reliability(
+            {"x": reliability.bins(np.ones((2, 1)), np.ones((2, 1), bool), np.zeros((2, 1), bool))}, split="test"
+        ),
+    }[name]()
+    assert not drawn.axes
+    assert len(drawn.texts[0].get_text()) > 20
+
+
+def test_the_sheet_marks_what_is_present_absent_and_not_known():
+    probs = np.array([[0.9, 0.8, 0.7, 0.1]])
+    labels, known = np.array([[True, False, False, True]]), np.array([[True, True, False, True]])
+    image = np.zeros((8, 8, 3), np.uint8)
+    figure = figures.image_sheet([image], ["a", "b", "c", "d"], probs, labels, known, split="test", bars=3)
+    picture, bars = figure.axes
+    assert picture.get_title() == "a, d"
+    assert [text.get_text() for text in bars.texts] == ["✓ a", "90", "✗ b", "80", "? c", "70"]
