@@ -17,7 +17,7 @@ lint: $(VENV)/test.stamp
 	$(BIN)/ruff format --check .
 
 types: $(VENV)/test.stamp
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 notebooks: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -m notebooks

@@ -62,8 +62,10 @@ def recipe_of(arguments: Sequence[str]) -> str:
     return "default"
 
 
-def parse(description: str, default: Callable[[], Config[Any]], arguments: Sequence[str] | None = None) -> Experiment[Any]:
-    """[CONFIG.py] [--recipe NAME] [--workdir RUN] [--section.option VALUE …], the options of this configuration's types.
+def parse(
+    description: str, default: Callable[[], Config[Any]], arguments: Sequence[str] | None = None
+) -> Experiment[Any]:
+    """[CONFIG.py] [--recipe NAME] [--workdir RUN] [--section.option VALUE …], options of this configuration's types.
 
     Args:
         description: first line of --help.
@@ -82,7 +84,7 @@ def parse(description: str, default: Callable[[], Config[Any]], arguments: Seque
 
 def use_compilation_cache() -> None:
     """Keep compiled programs in the user's cache folder, unless JAX_COMPILATION_CACHE_DIR says otherwise."""
-    if jax.config.jax_compilation_cache_dir is None:
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "cftjax" / "jax"
         jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)

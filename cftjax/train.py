@@ -13,7 +13,9 @@ from cftjax.types import SPLITS
 
 def main() -> None:
     """Train the backbone, embed every split once, search and polish each category's head, choose, report."""
-    experiment = cli.parse("Train a multi-label classifier from partial labels, then tune each category's head.", get_config)
+    experiment = cli.parse(
+        "Train a multi-label classifier from partial labels, then tune each category's head.", get_config
+    )
     config = experiment.config
     prepared = splits.prepare(config.data.load(), config.labels, config.split)
     dataset = prepared.dataset
@@ -35,7 +37,9 @@ def main() -> None:
             with run.stage(f"embeddings/{split}", [config.embed], [trained.key]) as stage:
                 if not stage.complete:
                     records = dataset.splits[split]
-                    embedding.embed(backbone, records, preprocessing, config.input, config.embed.batch_size, stage.folder)
+                    embedding.embed(
+                        backbone, records, preprocessing, config.input, config.embed.batch_size, stage.folder
+                    )
             keys.append(stage.key)
         with run.stage("heads/backbone", [], [trained.key]) as stage:
             if not stage.complete:

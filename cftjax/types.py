@@ -109,7 +109,7 @@ class Heads:
     kernel: Float[Array, "c d"]
     bias: Float[Array, " c"]
 
-    def __call__(self, z: Num[Array, "..."]) -> Float[jax.Array, "n c"]:
+    def __call__(self, z: Num[Array, ...]) -> Float[jax.Array, "n c"]:
         """Raw logits of embeddings shared by the categories, [n d], or of one embedding per category, [n c d]."""
         z = jnp.asarray(z)
         product = jnp.einsum("ncd,cd->nc" if z.ndim == 3 else "nd,cd->nc", z, jnp.asarray(self.kernel))
@@ -128,7 +128,7 @@ class Embeddings:
         groups: [n] or None, as in `Records`.
     """
 
-    z: Num[Array, "..."]
+    z: Num[Array, ...]
     labels: Bool[Array, "n c"]
     known: Bool[Array, "n c"]
     uncertain: Bool[Array, "n c"] | None = None

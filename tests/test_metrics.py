@@ -28,7 +28,11 @@ def agree(scores, labels, where):
 
 @settings(deadline=None, max_examples=150)
 @given(
-    st.lists(st.one_of(st.integers(-3, 3), st.floats(-30, 30, width=32).map(lambda x: x if abs(x) > 1e-18 else 0.0)), min_size=N, max_size=N),
+    st.lists(
+        st.one_of(st.integers(-3, 3), st.floats(-30, 30, width=32).map(lambda x: x if abs(x) > 1e-18 else 0.0)),
+        min_size=N,
+        max_size=N,
+    ),
     st.lists(st.booleans(), min_size=N, max_size=N),
     st.lists(st.booleans(), min_size=N, max_size=N),
 )

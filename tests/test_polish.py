@@ -64,7 +64,13 @@ def test_devices_agree_and_a_store_saves_the_work(polished):
     np.testing.assert_allclose(sharded.heads.kernel, polished.heads.kernel, atol=1e-5)
     done = []
     again = polishing.polish(
-        toy.heads(), TRAIN, VALIDATION, config=SHORT, mesh=mesh, store=store, progress=lambda d, t, s: done.append((d, t))
+        toy.heads(),
+        TRAIN,
+        VALIDATION,
+        config=SHORT,
+        mesh=mesh,
+        store=store,
+        progress=lambda d, t, s: done.append((d, t)),
     )
     assert done[-1] == (3, 3)
     np.testing.assert_array_equal(again.heads.kernel, sharded.heads.kernel)

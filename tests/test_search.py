@@ -50,7 +50,9 @@ def test_the_score_reported_is_that_of_the_head_returned_and_never_falls(found, 
 
 @RECIPES
 def test_same_key_same_heads_and_another_key_others(config, found):
-    a, b, c = (searching.search(toy.heads(), TRAIN, VALIDATION, key=jax.random.key(k), config=config) for k in (0, 0, 1))
+    a, b, c = (
+        searching.search(toy.heads(), TRAIN, VALIDATION, key=jax.random.key(k), config=config) for k in (0, 0, 1)
+    )
     assert np.array_equal(a.heads.kernel, b.heads.kernel)
     assert not np.array_equal(a.heads.kernel, c.heads.kernel)
 

@@ -140,8 +140,8 @@ def shifted_input_gradient(dy: Array, kernel: Array, size: tuple[int, int], stri
 def shifted_kernel_gradient(x: Array, dy: Array, k: int, stride: int, pads: Pads) -> Array:
     """d/dkernel of `shifted`, [k k c] in float32: for each tap the sum over images and pixels of shifted x times dy.
 
-    Left to itself XLA reduces each tap channel by channel with strided loads. Summing `TERMS` neighbouring pixels as one
-    expression keeps the channels in the inner loop; the sixteenth that remains is summed by a product with ones.
+    Left to itself XLA reduces each tap channel by channel with strided loads. Summing `TERMS` neighbouring pixels as
+    one expression keeps the channels in the inner loop; the sixteenth that remains is summed by a product with ones.
     """
     n, rows, columns, c = dy.shape
     across = min(columns, TERMS)

@@ -138,9 +138,7 @@ class Pointwise(nnx.Module):
     def __init__(self, inputs: int, outputs: int, build: _Build) -> None:
         """Build."""
         init = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
-        self.conv = nnx.Linear(
-            inputs, outputs, use_bias=False, kernel_init=init, dtype=build.dtype, rngs=build.rngs
-        )
+        self.conv = nnx.Linear(inputs, outputs, use_bias=False, kernel_init=init, dtype=build.dtype, rngs=build.rngs)
         self.norm = build.norm(outputs)
 
     def __call__(self, x: Float[jax.Array, "n h w i"]) -> Float[jax.Array, "n h w o"]:

@@ -1,4 +1,4 @@
-"""Pretrained weights: from a file, the Hugging Face hub or an installed package into a backbone, by a table of names."""
+"""Pretrained weights from a file, the Hugging Face hub or an installed package, by a table of names."""
 
 from __future__ import annotations
 
@@ -245,8 +245,8 @@ def _in_package(name: str) -> Path:
 def _from_hub(repository: str, files: Sequence[str]) -> Path:
     """The first of `files` that the repository has, downloaded once."""
     try:
-        import huggingface_hub
-        from huggingface_hub import errors
+        import huggingface_hub  # pyright: ignore[reportMissingImports]
+        from huggingface_hub import errors  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise ValueError(f"hf:{repository} needs huggingface_hub: pip install 'cftjax[hub]'") from None
     for file in files:
@@ -260,7 +260,9 @@ def _from_hub(repository: str, files: Sequence[str]) -> Path:
             if isinstance(e, errors.RepositoryNotFoundError):
                 raise ValueError(f"The hub has no public repository {repository}.") from None
             raise ValueError(_offline(repository)) from None
-    raise ValueError(f"The hub's repository {repository} has no {' or '.join(files)}: name the file, hf:{repository}/FILE")
+    raise ValueError(
+        f"The hub's repository {repository} has no {' or '.join(files)}: name the file, hf:{repository}/FILE"
+    )
 
 
 def _offline(repository: str) -> str:

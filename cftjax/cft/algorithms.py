@@ -57,7 +57,7 @@ def create(config: GAConfig, num_genes: int) -> tuple[Any, Any]:
 
 
 def start(algorithm: Any, params: Any, key: jax.Array, population: jax.Array, fitness: jax.Array) -> Any:
-    """First state: population-based algorithms take the evaluated population, distribution-based ones its best as mean."""
+    """First state: population-based ones take the evaluated population, distribution-based ones its best as mean."""
     if isinstance(algorithm, PopulationBasedAlgorithm):
         return algorithm.init(key, population, fitness, params)
     return algorithm.init(key, population[jnp.argmin(fitness)], params)

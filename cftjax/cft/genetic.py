@@ -1,8 +1,8 @@
 """The genetic algorithm of Category-wise Fine-Tuning, as an evosax algorithm.
 
-One candidate is one head: its genes. The published operators (Chong et al. 2023, sec. 3.3) are `selection="roulette"` with
-`mutation="uniform"`; `selection="truncation"` and `mutation="adaptive"` are ours. evosax minimises, so fitness here is the
-negated AP or AUROC.
+One candidate is one head: its genes. The published operators (Chong et al. 2023, sec. 3.3) are `selection="roulette"`
+with `mutation="uniform"`; `selection="truncation"` and `mutation="adaptive"` are ours. evosax minimises, so fitness
+here is the negated AP or AUROC.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Params(BaseParams):
     parent_share: jax.Array | float = 0.2
 
 
-def random_bits(key: jax.Array, shape: tuple[int, ...]) -> UInt32[jax.Array, "..."]:
+def random_bits(key: jax.Array, shape: tuple[int, ...]) -> UInt32[jax.Array, ...]:
     """32 random bits an element, by two rounds of an integer hash over a counter.
 
     A genetic algorithm needs one word per gene and generation; threefry would cost as much as the fitness of a small
@@ -69,7 +69,8 @@ def random_bits(key: jax.Array, shape: tuple[int, ...]) -> UInt32[jax.Array, "..
 def roulette(key: jax.Array, score: Float[jax.Array, " p"], num: int) -> Int[jax.Array, " num"]:
     """Indices drawn with replacement, in proportion to the score.
 
-    Scores of zero and below are never drawn, unless there are no others, when every candidate is as likely as any other.
+    Scores of zero and below are never drawn, unless there are no others, when every candidate is as likely as any
+    other.
     """
     score = jnp.maximum(score, 0.0)
     score = jnp.where(jnp.any(score > 0), score, jnp.ones_like(score))
@@ -149,7 +150,8 @@ class GeneticAlgorithm(PopulationBasedAlgorithm):
             parents = [truncation(k, score, self.population_size, params.parent_share) for k in (key_1, key_2)]
         first, second = (state.population[indices] for indices in parents)
 
-        # One word a gene serves both operators: the low half is the crossover's coin, the high half the mutation's step.
+        # One word a gene serves both operators: the low half is the crossover's coin, the high half the mutation's
+        # step.
         word = random_bits(key_genes, first.shape)
         children = jax.vmap(crossover, (0, 0, 0, None))(word & 0xFFFF, first, second, params.crossover_rate)
         uniform = ((word >> 16).astype(jnp.float32) + 0.5) / 32768.0 - 1.0

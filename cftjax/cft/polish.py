@@ -1,7 +1,8 @@
 """The polish: gradient descent on each category's known labels, from the heads that the search found.
 
-Every strength of the pull towards the starting head descends side by side; after each step all are scored on validation,
-where only a strictly better score replaces the head kept (the gradient variant of Chong et al. 2023, sec. 3.2).
+Every strength of the pull towards the starting head descends side by side; after each step all are scored on
+validation, where only a strictly better score replaces the head kept (the gradient variant of Chong et al. 2023, sec.
+3.2).
 """
 
 from __future__ import annotations
@@ -172,7 +173,11 @@ def polish(
     sharding = None if mesh is None else NamedSharding(mesh, PartitionSpec("data"))
 
     run = _program(config, mesh)
-    each = 4.0 * problems.padded_length(max(counts.values(), default=1)) * (2 * seen_train.z.shape[-1] + 8 * len(config.l2))
+    each = (
+        4.0
+        * problems.padded_length(max(counts.values(), default=1))
+        * (2 * seen_train.z.shape[-1] + 8 * len(config.l2))
+    )
     at_once = problems.categories_at_once(each, devices)
     before, after, steps, l2 = (np.full(len(kernel), np.nan, np.float32) for _ in range(4))
     done = 0

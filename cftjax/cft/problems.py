@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 from scipy import special
@@ -40,8 +39,8 @@ class Rows:
 class Space:
     """Coordinates for a step away from a head: `kernel = start + directions @ genes`.
 
-    The directions are whitened on the training embeddings, so that one unit of a gene moves the scores of typical rows by
-    about one. Without directions the genes are the step itself.
+    The directions are whitened on the training embeddings, so that one unit of a gene moves the scores of typical
+    rows by about one. Without directions the genes are the step itself.
 
     Attributes:
         directions: [d r], or [c d r] for embeddings per category, or None.
@@ -83,21 +82,21 @@ def see(split: Embeddings, heads: Heads, space: Space) -> Seen:
     labels, known = np.asarray(split.labels, bool), np.asarray(split.known, bool)
     n, c = labels.shape
     base = np.empty((n, c), np.float32)
-    project = space.directions is not None
-    z = np.empty((*split.z.shape[:-1], space.directions.shape[-1]), np.float32) if project else split.z
     shared = split.z.ndim == 2
+    mean, directions = space.mean, space.directions
+    z = split.z if directions is None else np.empty((*split.z.shape[:-1], directions.shape[-1]), np.float32)
     for start in range(0, n, ROWS_AT_ONCE):
         rows = slice(start, start + ROWS_AT_ONCE)
         block = np.asarray(split.z[rows], np.float32)
         base[rows] = (block @ kernel.T if shared else np.einsum("ncd,cd->nc", block, kernel)) + bias
-        if project:
-            centred = block - space.mean
-            z[rows] = centred @ space.directions if shared else np.einsum("ncd,cdr->ncr", centred, space.directions)
+        if directions is not None and mean is not None:
+            centred = block - mean
+            z[rows] = centred @ directions if shared else np.einsum("ncd,cdr->ncr", centred, directions)
     return Seen(z, base, labels, known)
 
 
 def _whitened(z: np.ndarray, num: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean [d] and the `num` leading principal directions [d r] of z [n d], scaled to unit variance of the coordinates."""
+    """Mean [d] and the `num` leading principal directions [d r] of z [n d], the coordinates white."""
     n, d = z.shape
     mean = np.zeros(d)
     for start in range(0, n, ROWS_AT_ONCE):
@@ -140,7 +139,7 @@ def untunable(train: Embeddings, validation: Embeddings) -> dict[int, str]:
 
 
 def padded_length(count: int, smallest: int = 256) -> int:
-    """The next of a few lengths, each an eighth of an octave above the last: few programs to compile, little padding."""
+    """The next of a few lengths, an eighth of an octave apart: few programs to compile, little padding."""
     step = max(smallest, 1 << max(0, (count - 1).bit_length() - 1)) // 8
     return max(smallest, -(-count // step) * step)
 
@@ -175,7 +174,7 @@ def rows_of(
 
 
 def spread(seen: Seen) -> Float[np.ndarray, " c"]:
-    """[c] standard deviation of each head's scores over its known rows, 1 where they do not vary: the unit of a gene."""
+    """[c] standard deviation of each head's scores over its known rows, the unit of a gene; 1 where they do not vary."""
     found = np.ones(seen.labels.shape[1], np.float32)
     for c in range(len(found)):
         scores = seen.base[seen.known[:, c], c]
@@ -212,10 +211,11 @@ def categories_at_once(bytes_each: float, devices: int) -> int:
 
 
 def refit_bias(heads: Heads, train: Embeddings, categories: Sequence[int]) -> Float[np.ndarray, " c"]:
-    """Biases that are the maximum likelihood of the known training labels for these categories, the others as they were.
+    """Biases of maximum likelihood on the known training labels of some categories, the others as they were.
 
-    At that bias the mean probability is the share of known positives. The share counts half a positive and half a negative
-    more than were seen, so that it stays finite. Found by bisection, as the mean probability only grows with the bias.
+    At that bias the mean probability is the share of known positives. The share counts half a positive and half a
+    negative more than were seen, so that it stays finite. Found by bisection, as the mean probability only grows with
+    the bias.
     """
     kernel, bias = np.asarray(heads.kernel, np.float32), np.array(heads.bias, np.float32)
     for c in categories:

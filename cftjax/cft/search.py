@@ -1,9 +1,10 @@
 """The search: per category a population of heads evolves to rank the known training labels, validation keeps the best.
 
 All categories of a group advance together in one program: candidates are bred, scored on the packed known rows by one
-product and one sort, and the best of the generation is scored on validation, where only a strictly better score replaces
-the head kept (Chong et al. 2023, algorithm 1). Every category sees the same random stream, so the result of a category
-depends neither on its place in the list nor on the categories beside it, and the bits are drawn once for all.
+product and one sort, and the best of the generation is scored on validation, where only a strictly better score
+replaces the head kept (Chong et al. 2023, algorithm 1). Every category sees the same random stream, so the result of
+a category depends neither on its place in the list nor on the categories beside it, and the bits are drawn once for
+all.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from cftjax import metrics
 from cftjax.cft import algorithms, problems
@@ -95,13 +96,17 @@ class _Engine:
         self.config = config
         self.has_bias = has_bias
         self.algorithm, self.params = algorithms.create(config, num_genes + has_bias)
-        over_categories = functools.partial(
-            jax.shard_map, mesh=mesh, out_specs=PartitionSpec("data"), check_vma=False
-        ) if mesh is not None else (lambda f, in_specs: f)
+        over_categories = (
+            functools.partial(jax.shard_map, mesh=mesh, out_specs=PartitionSpec("data"), check_vma=False)
+            if mesh is not None
+            else (lambda f, in_specs: f)
+        )
         split, whole = PartitionSpec("data"), PartitionSpec()
         self.sharding = NamedSharding(mesh, split) if mesh is not None else None
         self.start = jax.jit(over_categories(self._start, in_specs=(split, split, split, whole)))
-        self.advance = jax.jit(over_categories(self._advance, in_specs=(split, split, split, whole, whole)), donate_argnums=0)
+        self.advance = jax.jit(
+            over_categories(self._advance, in_specs=(split, split, split, whole, whole)), donate_argnums=0
+        )
 
     def _start(self, train: Rows, validation: Rows, genes: jax.Array, key: jax.Array) -> State:
         population = jnp.repeat(genes[:, None, :], self.config.population_size, axis=1)
@@ -146,9 +151,7 @@ class _Engine:
             step, old, history = carry
             active = self._active(old)
             new = self._generation(train, validation, key, old)
-            kept = jax.tree.map(
-                lambda a, b: jnp.where(active.reshape(-1, *[1] * (a.ndim - 1)), a, b), new, old
-            )
+            kept = jax.tree.map(lambda a, b: jnp.where(active.reshape(-1, *[1] * (a.ndim - 1)), a, b), new, old)
             column = jnp.where(active, kept.score, jnp.nan)[:, None]
             return step + 1, kept, jax.lax.dynamic_update_slice(history, column, (0, step))
 
@@ -210,7 +213,9 @@ def search(
     seen_train, seen_validation = (problems.see(split, heads, space) for split in (train, validation))
     unit = np.ones(len(kernel), np.float32) if whole else problems.spread(seen_train)
     num_genes = seen_train.z.shape[-1]
-    start_genes = np.concatenate([kernel, bias[:, None]], 1) if whole else np.zeros((len(kernel), num_genes), np.float32)
+    start_genes = (
+        np.concatenate([kernel, bias[:, None]], 1) if whole else np.zeros((len(kernel), num_genes), np.float32)
+    )
     counts = {c: int(seen_train.known[:, c].sum()) for c in range(len(kernel)) if c not in untuned}
     validation_counts = seen_validation.known.sum(0)
 

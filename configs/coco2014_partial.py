@@ -1,0 +1,31 @@
+"""MS-COCO 2014 with part of its training labels, hidden as published (uniformly, 10 % known unless told otherwise).
+
+    python -m cftjax.train configs/coco2014_partial.py --data.root coco --labels.known-proportion 0.1 --workdir
+    runs/coco
+
+The published backbone recipe: ResNet-101 from ImageNet (`--backbone.weights` names a file), 448 pixels, RandAugment,
+batch 128, Adam 2e-4, weight decay 1e-4, OneCycle over 60 epochs, EMA 0.999, early stop after 10 epochs.
+"""
+
+from cftjax.config import BackboneConfig, Config, InputConfig, LabelsConfig, TrainingConfig
+from cftjax.data.coco import CocoData
+
+
+def get_config() -> Config[CocoData]:
+    """Smaller by `--backbone.name small_resnet --backbone.image-size 64 --training.max-steps 100`."""
+    return Config(
+        data=CocoData(year=2014),
+        labels=LabelsConfig(unknown="assume_negative", hide="uniform", known_proportion=0.1),
+        input=InputConfig(augment="randaugment"),
+        backbone=BackboneConfig(name="resnet101", image_size=448),
+        training=TrainingConfig(
+            epochs=60,
+            batch_size=128,
+            learning_rate=2e-4,
+            weight_decay=1e-4,
+            schedule="onecycle",
+            warmup=0.2,
+            ema_decay=0.999,
+            patience=10,
+        ),
+    )

@@ -1,0 +1,156 @@
+import json
+import sys
+
+import numpy as np
+import pytest
+
+import cftjax
+from cftjax import cli, finetune, train
+
+OPTIONS = {
+    "--data.num-train": "192",
+    "--data.num-validation": "96",
+    "--data.num-test": "96",
+    "--training.epochs": "1",
+    "--training.batch-size": "32",
+    "--embed.batch-size": "96",
+    "--ga.num-generations": "50",
+    "--ga.population-size": "10",
+    "--ga.dimensions": "4",
+    "--polish.num-steps": "20",
+    "--polish.dimensions": "4",
+    "--report.resamples": "50",
+}
+SMALL = [word for pair in OPTIONS.items() for word in pair]
+
+
+def call(monkeypatch, main, *words):
+    monkeypatch.setattr(sys, "argv", ["cftjax", *map(str, words)])
+    main()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    with pytest.MonkeyPatch.context() as patch:
+        call(patch, train.main, "--workdir", folder, *SMALL)
+    return folder
+
+
+def scores(folder):
+    metrics = json.loads((folder / "report" / "metrics.json").read_text())
+    return {key: metrics[key] for key in ("categories", "validation", "test", "chosen", "untuned")}
+
+
+def test_a_run_interrupted_in_every_stage_ends_with_the_same_scores(run, tmp_path, monkeypatch):
+    folder = tmp_path / "interrupted"
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    for module, name in (
+        (train.training, "fit"),
+        (train.embedding, "embed"),
+        (finetune, "search"),
+        (finetune, "polish"),
+        (finetune, "choose"),
+        (finetune.report, "write"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                call(patch, train.main, "--workdir", folder, *SMALL)
+    call(monkeypatch, train.main, "--workdir", folder, *SMALL)
+    assert scores(folder) == scores(run)
+
+
+def test_the_report_has_every_key_and_figure_promised(run):
+    metrics = json.loads((run / "report" / "metrics.json").read_text())
+    for split in ("validation", "test"):
+        for stage in ("backbone", "ga", "polish", "final"):
+            assert set(metrics[split][stage]) >= {"mAP", "mAUC", "AP", "AUROC"}
+        assert set(metrics[split]["difference"]["mAP"]) >= {"value", "low", "high", "resamples"}
+    assert {"categories", "chosen", "untuned", "seconds"} <= set(metrics)
+    for figure in ("before_after", "search_history", "reliability", "test_images"):
+        assert (run / "report" / f"{figure}.png").stat().st_size > 10_000
+
+
+def test_other_search_settings_leave_the_backbone_and_embeddings_alone(run, tmp_path, monkeypatch, capsys):
+    kept = ["backbone/history.json", "embeddings/train/z.npy", "heads/ga/heads.npz"]
+    before = [(run / name).stat().st_mtime_ns for name in kept]
+    call(monkeypatch, train.main, "--workdir", run, *SMALL, "--polish.num-steps", "10")
+    assert "heads/polish: made anew, since num_steps: 20 -> 10" in capsys.readouterr().out
+    assert [(run / name).stat().st_mtime_ns for name in kept] == before
+
+
+def test_a_run_opens_in_a_notebook_and_another_one_is_made_from_its_embeddings(run, tmp_path, monkeypatch):
+    opened = cftjax.open_run(run)
+    splits = {split: opened.embeddings(split) for split in ("train", "validation", "test")}
+    ap = cftjax.metrics.average_precision(
+        np.asarray(opened.heads("final")(splits["test"].z)), splits["test"].labels, where=splits["test"].known
+    )
+    np.testing.assert_allclose(ap, scores(run)["test"]["final"]["AP"], atol=1e-5)
+
+    arrays = dict(opened.heads("backbone").__dict__)
+    for name, split in splits.items():
+        arrays[f"{name}_z"] = split.z
+        arrays[f"{name}_labels"] = np.where(split.known, split.labels, np.nan).astype(np.float32)
+    np.savez(tmp_path / "mine.npz", **arrays, categories=list(opened.categories))
+    tuning = [word for pair in OPTIONS.items() if pair[0][2:].startswith(("ga", "polish", "report")) for word in pair]
+    call(monkeypatch, finetune.main, tmp_path / "mine.npz", "--workdir", tmp_path / "run", *tuning)
+    assert scores(tmp_path / "run")["test"]["backbone"] == scores(run)["test"]["backbone"]
+    with np.load(tmp_path / "run" / "heads.npz", allow_pickle=False) as heads:
+        assert heads["kernel"].shape == (10, splits["test"].z.shape[1])
+        assert heads["bias"].shape == (10,)
+
+
+def test_changed_data_are_refused_with_what_changed(run, monkeypatch):
+    with pytest.raises(ValueError, match=r"other data \(seed: 0 -> 3\)"):
+        call(monkeypatch, train.main, "--workdir", run, *SMALL, "--data.seed", "3")
+
+
+def test_a_second_process_in_the_same_run_is_refused(run):
+    opened = cftjax.open_run(run)
+    with opened.writing(), pytest.raises(ValueError, match="another process"), cftjax.open_run(run).writing():
+        pass
+
+
+def test_a_mistyped_option_is_refused_with_the_nearest_right_one(monkeypatch, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        call(monkeypatch, train.main, "--ga.num-generatons", "3")
+    assert stopped.value.code == 2
+    assert "--ga.num-generations" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kernel": None}, "lacks kernel"),
+        ({"train_z": np.zeros((6, 4), np.float32)}, r"train_z \(6, 4\) must be"),
+        ({"train_labels": np.full((6, 2), -1.0)}, "--minus-one"),
+        ({"train_labels": np.full((6, 2), 2.0)}, "train_labels"),
+        ({"validation_z": np.full((6, 3), np.inf, np.float32)}, "not finite, first in row 0"),
+        ({"categories": np.array(["a", "a"])}, "different names"),
+    ],
+)
+def test_a_wrong_file_of_embeddings_is_refused_with_what_is_wrong(tmp_path, change, message):
+    arrays = {f"{s}_z": np.zeros((6, 3), np.float32) for s in ("train", "validation")}
+    arrays |= {f"{s}_labels": np.eye(6, 2, dtype=np.float32) for s in ("train", "validation")}
+    arrays |= {"kernel": np.zeros((2, 3), np.float32), "bias": np.zeros(2, np.float32)}
+    arrays |= change
+    path = tmp_path / "wrong.npz"
+    np.savez(path, **{key: value for key, value in arrays.items() if value is not None})
+    with pytest.raises(ValueError, match=message):
+        finetune.read(finetune.Finetuning(file=path))
+
+
+def test_a_pickle_is_not_loaded(tmp_path):
+    path = tmp_path / "evil.npz"
+    np.savez(path, kernel=np.array([{"a": 1}], object))
+    with pytest.raises(ValueError, match="not a readable"):
+        finetune.read(finetune.Finetuning(file=path))
+
+
+def test_a_missing_configuration_names_the_nearest_file():
+    with pytest.raises(ValueError, match=r"did you mean configs/digits\.py"):
+        cli.read_config(cli.Path("configs/digit.py"))
