@@ -138,9 +138,9 @@ class GAConfig:
     DifferentialEvolution)."""
     population_size: int = 50
     """Candidates per category."""
-    num_generations: int = 500
+    num_generations: int = 300
     """Generations at most."""
-    patience: int = 100
+    patience: int = 60
     """Generations without a strictly better validation score after which a category stops."""
     dimensions: int | None = 64
     """Search in this many leading principal directions of the embeddings; None searches kernel and bias themselves."""

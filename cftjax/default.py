@@ -12,6 +12,6 @@ def get_config() -> Config[DigitsData]:
         data=DigitsData(),
         input=InputConfig(augment="shift", flip=False),
         training=TrainingConfig(
-            epochs=8, batch_size=64, learning_rate=4e-3, weight_decay=1e-3, schedule="onecycle", warmup=0.2
+            epochs=6, batch_size=64, learning_rate=4e-3, weight_decay=1e-3, schedule="onecycle", warmup=0.2
         ),
     )

@@ -15,8 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Float
 
-from cftjax.backbones import pretrained
-from cftjax.backbones.depthwise import Padding, depthwise_conv
+from cftjax.backbones import convolutions, pretrained
 from cftjax.data.preprocessing import Preprocessing
 
 
@@ -34,7 +33,7 @@ class BlockShape(NamedTuple):
     """One inverted residual block, after scaling."""
 
     stage: int
-    index: int
+    place: int
     inputs: int
     outputs: int
     expansion: int
@@ -74,7 +73,7 @@ class EfficientNetLiteConfig:
     stages: tuple[Stage, ...] = STAGES
     stem: int = 32
     head: int = 1280
-    padding: Padding = "same"
+    padding: convolutions.Padding = "same"
     epsilon: float = 1e-3
 
     @classmethod
@@ -102,7 +101,12 @@ class EfficientNetLiteConfig:
 
         ImageNet's one object may be cropped to; several labels are true of the whole picture.
         """
-        return Preprocessing(self.image_size, (127 / 255,) * 3, (128 / 255,) * 3, interpolation="bicubic")
+        return Preprocessing(
+            self.image_size,
+            (127 / 255, 127 / 255, 127 / 255),
+            (128 / 255, 128 / 255, 128 / 255),
+            interpolation="bicubic",
+        )
 
     def blocks(self) -> Iterator[BlockShape]:
         """All blocks in call order."""
@@ -138,12 +142,14 @@ class Pointwise(nnx.Module):
     def __init__(self, inputs: int, outputs: int, build: _Build) -> None:
         """Build."""
         init = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
-        self.conv = nnx.Linear(inputs, outputs, use_bias=False, kernel_init=init, dtype=build.dtype, rngs=build.rngs)
+        self.dtype = build.dtype
+        self.kernel = nnx.Param(init(build.rngs.params(), (inputs, outputs), jnp.float32))
         self.norm = build.norm(outputs)
 
     def __call__(self, x: Float[jax.Array, "n h w i"]) -> Float[jax.Array, "n h w o"]:
         """Project and normalise."""
-        return self.norm(self.conv(x))
+        kernel = self.kernel.get_value().astype(self.dtype)
+        return self.norm(convolutions.pointwise_conv(x.astype(self.dtype), kernel))
 
 
 class Depthwise(nnx.Module):
@@ -151,15 +157,16 @@ class Depthwise(nnx.Module):
 
     def __init__(self, channels: int, kernel: int, stride: int, build: _Build) -> None:
         """Build."""
-        self.stride, self.padding, self.dtype = stride, build.config.padding, build.dtype
+        self.stride, self.dtype = stride, build.dtype
+        self.padding: convolutions.Padding = build.config.padding
         init = nnx.initializers.normal(math.sqrt(2) / kernel)
         self.kernel = nnx.Param(init(build.rngs.params(), (kernel, kernel, channels), jnp.float32))
         self.norm = build.norm(channels)
 
     def __call__(self, x: Float[jax.Array, "n h w c"]) -> Float[jax.Array, "n y x c"]:
         """Convolve and normalise."""
-        kernel = self.kernel.get_value().astype(self.dtype)
-        return self.norm(depthwise_conv(x.astype(self.dtype), kernel, stride=self.stride, padding=self.padding))
+        x, kernel = x.astype(self.dtype), self.kernel.get_value().astype(self.dtype)
+        return self.norm(convolutions.depthwise_conv(x, kernel, stride=self.stride, padding=self.padding))
 
 
 class Block(nnx.Module):
@@ -266,11 +273,11 @@ def _rows(config: EfficientNetLiteConfig, names: _Names) -> Iterator[pretrained.
     yield pretrained.Row(f"{names.stem[0]}.weight", "stem.kernel", pretrained.convolution)
     yield from pretrained.batch_norm(names.stem[1], "stem_norm")
     for number, shape in enumerate(config.blocks()):
-        prefix = names.block.format(number=number, stage=shape.stage, index=shape.index)
+        prefix = names.block.format(number=number, stage=shape.stage, index=shape.place)
         layers = {
-            "expand": ("expand.conv.kernel", pretrained.linear),
+            "expand": ("expand.kernel", pretrained.linear),
             "depthwise": ("depthwise.kernel", pretrained.depthwise),
-            "project": ("project.conv.kernel", pretrained.linear),
+            "project": ("project.kernel", pretrained.linear),
         }
         if shape.expansion == 1:
             del layers["expand"]
@@ -278,5 +285,5 @@ def _rows(config: EfficientNetLiteConfig, names: _Names) -> Iterator[pretrained.
         for (layer, (path, layout)), (conv, norm) in zip(layers.items(), called, strict=True):
             yield pretrained.Row(f"{prefix}.{conv}.weight", f"blocks.{number}.{path}", layout)
             yield from pretrained.batch_norm(f"{prefix}.{norm}", f"blocks.{number}.{layer}.norm")
-    yield pretrained.Row(f"{names.head[0]}.weight", "head.conv.kernel", pretrained.linear)
+    yield pretrained.Row(f"{names.head[0]}.weight", "head.kernel", pretrained.linear)
     yield from pretrained.batch_norm(names.head[1], "head.norm")

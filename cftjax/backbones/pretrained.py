@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Float
@@ -174,7 +175,7 @@ def apply(module: nnx.Module, arrays: Mapping[str, np.ndarray], table: Table) ->
             if value is None or value.shape != wanted.shape:
                 problems.append(f"{name} is {arrays[name].shape}, which does not become {path}, {wanted.shape}")
             else:
-                variables[path].set_value(value.astype(wanted.dtype))
+                variables[path].set_value(jnp.asarray(value, wanted.dtype))
     left_over = [name for name in arrays if name not in table.names and not name.endswith(table.ignored)]
     problems += [f"{name} {arrays[name].shape} is left over" for name in left_over]
     if problems:
@@ -205,11 +206,9 @@ def load_into(module: nnx.Module, source: str | Path, tables: Sequence[Table]) -
 def preprocessing(source: str | Path, default: Preprocessing) -> Preprocessing:
     """Size, normalisation and interpolation that these weights were trained with.
 
-    The whole image is kept (`resize` stays `squash`): a crop to the middle would cut off what some labels speak of.
-
     Args:
         source: as for `load`. A `config.json` beside the file, in the form timm's repositories have, decides.
-        default: of the architecture, for weights that come without one.
+        default: of the architecture, for weights that come without one; its `resize` stays in any case.
     """
     path = locate(source)
     if str(source).startswith("hf:"):
@@ -226,6 +225,7 @@ def preprocessing(source: str | Path, default: Preprocessing) -> Preprocessing:
         image_size=stored["input_size"][-1],
         mean=tuple(stored["mean"]),
         std=tuple(stored["std"]),
+        resize=default.resize,
         interpolation="bilinear" if stored.get("interpolation") == "bilinear" else "bicubic",
     )
 

@@ -174,7 +174,7 @@ def rows_of(
 
 
 def spread(seen: Seen) -> Float[np.ndarray, " c"]:
-    """[c] standard deviation of each head's scores over its known rows, the unit of a gene; 1 where they do not vary."""
+    """[c] standard deviation of each head's scores over its known rows, a gene's unit; 1 where they do not vary."""
     found = np.ones(seen.labels.shape[1], np.float32)
     for c in range(len(found)):
         scores = seen.base[seen.known[:, c], c]

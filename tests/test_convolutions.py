@@ -1,0 +1,68 @@
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cftjax.backbones import convolutions
+
+SHAPES = [
+    ((8, 8), 3, 1, "same"),
+    ((9, 7), 5, 2, "same"),
+    ((18, 20), 3, 2, "symmetric"),
+    ((2, 1), 5, 2, "same"),
+]
+
+
+def draw(*shapes):
+    rng = np.random.default_rng(3)
+    return [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
+
+
+@pytest.mark.parametrize(("size", "k", "stride", "padding"), SHAPES)
+def test_shifted_sums_equal_the_ordinary_convolution_in_value_and_gradient(size, k, stride, padding):
+    pads = tuple(convolutions.pad_amounts(s, k, stride, padding) for s in size)
+    x, kernel = draw((6, *size, 3), (k, k, 3))
+    ordinary = lambda x, kernel: convolutions.convolution(x, kernel, stride, pads)  # noqa: E731
+    ours = lambda x, kernel: convolutions.depthwise_conv(x, kernel, stride=stride, padding=padding)  # noqa: E731
+
+    @jax.jit
+    def both(x, kernel):
+        y, pull = jax.vjp(ours, x, kernel)
+        expected, expected_pull = jax.vjp(ordinary, x, kernel)
+        dy = jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape)
+        return (y, *pull(dy)), (expected, *expected_pull(dy))
+
+    for got, expected in zip(*both(x, kernel), strict=True):
+        np.testing.assert_allclose(got, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride", "padding", "amounts"),
+    [
+        (224, 3, 2, "same", (0, 1)),
+        (56, 5, 2, "same", (1, 2)),
+        (15, 3, 2, "same", (1, 1)),
+        (7, 3, 1, "same", (1, 1)),
+        (224, 3, 2, "symmetric", (1, 1)),
+        (56, 5, 2, "symmetric", (2, 2)),
+    ],
+)
+def test_padding_is_that_of_tensorflow_or_of_torch(size, kernel, stride, padding, amounts):
+    assert convolutions.pad_amounts(size, kernel, stride, padding) == amounts
+
+
+def test_a_pointwise_convolution_has_the_gradient_of_the_product_it_is():
+    x, kernel, weight = draw((2, 3, 3, 4), (4, 5), (2, 3, 3, 5))
+    got = jax.jit(jax.grad(lambda *a: jnp.sum(convolutions.pointwise_conv(*a) * weight), (0, 1)))(x, kernel)
+    np.testing.assert_allclose(got[0], np.einsum("nhwo,io->nhwi", weight, kernel), atol=1e-5)
+    np.testing.assert_allclose(got[1], np.einsum("nhwi,nhwo->io", x, weight), atol=1e-5)
+
+
+def test_accelerators_get_the_ordinary_convolution_and_the_cpu_does_not():
+    gradient = jax.jit(jax.grad(lambda x, kernel: jnp.sum(convolutions.depthwise_conv(x, kernel)), (0, 1)))
+    arguments = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((2, 8, 8, 4), (3, 3, 4))]
+    text = {p: jax.export.export(gradient, platforms=[p])(*arguments).mlir_module() for p in ("cpu", "tpu", "cuda")}
+    assert "stablehlo.convolution" not in text["cpu"]
+    assert "stablehlo.convolution" in text["tpu"]
+    assert "stablehlo.convolution" in text["cuda"]
