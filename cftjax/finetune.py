@@ -35,7 +35,7 @@ class Finetuning(TuningConfig):
     validation_labels, kernel [c d], bias [c], and optionally test_z, test_labels and categories [c].
     """
 
-    file: Annotated[Path, tyro.conf.Positional]
+    file: Annotated[Path, tyro.conf.Positional] = Path("embeddings.npz")
     """The .npz."""
     workdir: Path = Path("runs/finetune")
     """The folder of the run; a run that was interrupted goes on where it stood."""
@@ -181,8 +181,7 @@ def tune(run: Run, config: TuningConfig, made_from: Sequence[str], records: Reco
 
 def main() -> None:
     """Read the file, tune its heads, report."""
-    default = with_recipe(Finetuning(file=Path()), cli.recipe_of(sys.argv[1:]))
-    config = tyro.cli(Finetuning, default=dataclasses.replace(default, file=tyro.MISSING))
+    config = tyro.cli(Finetuning, default=with_recipe(Finetuning(), cli.recipe_of(sys.argv[1:])))
     categories, embeddings, heads = read(config)
     digest = hashlib.sha256(config.file.read_bytes() + config.minus_one.encode()).hexdigest()[:16]
     run = runs.create(config.workdir, config, categories, digest)

@@ -42,6 +42,8 @@ def _differences(old: Any, new: Any, name: str = "") -> list[str]:
     if isinstance(old, dict) and isinstance(new, dict):
         both = [*old, *(key for key in new if key not in old)]
         return [d for key in both for d in _differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)]
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        return [d for pair in zip(old, new, strict=True) for d in _differences(*pair, name)]
     return [] if old == new else [f"{name}: {old} -> {new}"]
 
 
