@@ -44,7 +44,7 @@ def reliability(models: Mapping[str, Bins], *, split: str) -> Figure:
         left = edges[:-1] + (place + 0.25) * width
         face = colour if marker == "o" else "white"
         below.bar(left, bins.count, width, align="edge", color=face, edgecolor=colour, linewidth=0.9)
-    ax.legend(loc="upper left", fontsize=9, frameon=False)
+    ax.legend(loc="lower right", bbox_to_anchor=(1.0, 0.06), fontsize=9, frameon=False)
     ax.set_ylabel("labels that are positive (%)", fontsize=9)
     ax.set(xlim=(0, 100), ylim=(0, 100))
     ax.set_title(
