@@ -1,8 +1,8 @@
 """Networks between image and embedding, by name.
 
 Every backbone is a flax.nnx module with `features(images [n h w 3]) -> [n y x d]`, `embed(images) -> z [n d]` in
-float32, which is the mean of the features over height and width, and `dim`, the number d. `train()` and
-`eval()` switch it.
+float32, which is the mean of the features over height and width (followed, in `small_resnet`, by their maxima), and
+`dim`, the number d. `train()` and `eval()` switch it.
 """
 
 from __future__ import annotations

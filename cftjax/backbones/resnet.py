@@ -171,7 +171,7 @@ class ResNet(nnx.Module):
         self.dim = 2 * inputs if config.small_stem else inputs
 
     def features(self, images: Float[jax.Array, "n h w 3"]) -> Float[jax.Array, "n y x d"]:
-        """Feature maps, whose mean over height and width is the embedding."""
+        """Feature maps, which `embed` pools over height and width."""
         x = nnx.relu(self.stem(images))
         if not self.small_stem:
             # Zeros serve as well as -inf after the ReLU.

@@ -11,7 +11,7 @@ NUM_CATEGORIES = 10
 NUM_SITES = 4
 # Shares of scenes with one, two and three categories.
 COUNT_SHARES = (0.55, 0.3, 0.15)
-MAX_DIGITS = 6  # five categories, and sometimes a second digit of one of them
+MAX_DIGITS = 6  # places for digits; scenes fill up to four: three categories, and sometimes one of them twice
 # Uneven on purpose: real categories are.
 CATEGORY_WEIGHTS = np.geomspace(0.8, 1.25, NUM_CATEGORIES)[[3, 8, 5, 1, 9, 0, 6, 4, 2, 7]]
 # Scenes are drawn in blocks, each with its own generator: bounded memory, and a scene does not depend on the number.
