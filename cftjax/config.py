@@ -9,6 +9,8 @@ from typing import Generic, Literal, TypeVar
 from cftjax.data.splits import SplitConfig
 
 Metric = Literal["AP", "AUROC"]
+PickRule = Literal["best", "one_se", "shrunken"]
+ORDERS = {"search_polish": ("ga", "polish"), "polish_search": ("polish", "ga")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,6 +159,9 @@ class GAConfig:
     mutation_scale: float = 0.05
     """Half width of the uniform step, or first standard deviation of the normal one; with `dimensions`, in units of the
     spread of the category's logits."""
+    embeddings_dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the packed embeddings are kept and multiplied in; bfloat16 takes half the memory and less time, and ranks
+    near ties differently."""
     refit_bias: bool = True
     """Fit the bias to the known training labels afterwards; AP and AUROC do not see it, thresholds and calibration
     do."""
@@ -166,24 +171,29 @@ class GAConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PolishConfig:
-    """Gradient descent on the known labels, from the heads that the search found."""
+    """Gradient descent on the known labels, from every head that a pull leads to; validation picks one per category."""
 
     metric: Metric = "AP"
-    """Validation score that keeps the best step."""
+    """Validation score that picks."""
     loss: Literal["bce", "asymmetric"] = "bce"
     """Binary cross-entropy, or ASL(gamma_negative 4, gamma_positive 0, clip 0.05)."""
-    optimizer: Literal["adam", "lbfgs"] = "adam"
-    """Adam, or L-BFGS with a line search, on the full batch of known rows."""
+    optimizer: Literal["newton", "adam"] = "newton"
+    """Newton's method with a fixed bound of the Hessian, of which the last step counts; or Adam, of which the best step
+    by validation counts."""
     learning_rate: float = 0.03
     """Adam's."""
-    num_steps: int = 400
+    num_steps: int = 60
     """Steps at most."""
     patience: int = 60
-    """Steps without a strictly better validation score after which a category stops."""
-    dimensions: int | None = 256
-    """Descend in this many leading principal directions of the embeddings, whitened; None descends on the kernel."""
-    l2: tuple[float, ...] = (0.0, 0.001, 0.01, 0.1)
-    """Strengths of the pull towards the starting head; validation picks one per category."""
+    """Steps of Adam without a strictly better validation score after which a category stops."""
+    dimensions: int | None = 512
+    """Descend in this many leading principal directions of the standardised embeddings; None descends on the kernel."""
+    pull_towards: tuple[Literal["start", "zero"], ...] = ("start", "zero")
+    """What L2 pulls towards: the head it started from, or zero."""
+    l2: tuple[float, ...] = (1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5)
+    """Strengths of the pull."""
+    rule: PickRule = "shrunken"
+    """How one is picked: see `ChooseConfig.rule`."""
     refit_bias: bool = True
     """Fit the bias to the known training labels afterwards."""
 
@@ -194,6 +204,9 @@ class ChooseConfig:
 
     metric: Metric = "AP"
     """The score that decides."""
+    rule: PickRule = "shrunken"
+    """The best score; the best one that exceeds the backbone's by its standard error; or the best one after shrinking
+    each gain towards what the candidate gains on the other categories."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,6 +221,8 @@ class ReportConfig:
 class TuningConfig:
     """Everything after the embeddings."""
 
+    order: Literal["polish_search", "search_polish"] = "polish_search"
+    """What comes first; the other one starts from its heads."""
     ga: GAConfig = field(default_factory=GAConfig)
     polish: PolishConfig = field(default_factory=PolishConfig)
     choose: ChooseConfig = field(default_factory=ChooseConfig)
@@ -267,7 +282,10 @@ def with_recipe(config: T, recipe: str) -> T:
         num_steps=5000,
         patience=300,
         dimensions=None,
+        pull_towards=("start",),
         l2=(0.0,),
+        rule="best",
         refit_bias=False,
     )
-    return dataclasses.replace(config, ga=ga, polish=polish)
+    choose = dataclasses.replace(config.choose, rule="best")
+    return dataclasses.replace(config, order="search_polish", ga=ga, polish=polish, choose=choose)

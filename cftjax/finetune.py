@@ -17,10 +17,8 @@ import numpy as np
 import tyro
 
 from cftjax import cli, devices, embedding, report, runs, storage
-from cftjax.cft.choose import choose
-from cftjax.cft.polish import polish
-from cftjax.cft.search import search
-from cftjax.config import TuningConfig, with_recipe
+from cftjax.cft import tuning
+from cftjax.config import ORDERS, TuningConfig, with_recipe
 from cftjax.data import labels as label_values
 from cftjax.progress import Progress
 from cftjax.runs import Run
@@ -52,7 +50,7 @@ def read(source: Finetuning) -> tuple[tuple[str, ...], dict[str, Embeddings], He
         ValueError: with every array that is missing or of the wrong shape, or the first label that is not one.
     """
     arrays = storage.read_arrays(source.file)
-    splits = [split for split in SPLITS if split != "test" or "test_z" in arrays]
+    splits = [split for split in SPLITS if split == "train" or f"{split}_z" in arrays]
     needed = ["kernel", "bias", *(f"{split}_{part}" for split in splits for part in ("z", "labels"))]
     missing = [name for name in needed if name not in arrays]
     if missing:
@@ -110,50 +108,25 @@ def tune(run: Run, config: TuningConfig, made_from: Sequence[str], records: Reco
         The content of report/metrics.json.
     """
     embeddings = {split: run.embeddings(split) for split in SPLITS if (run.folder / "embeddings" / split).is_dir()}
-    train, validation = embeddings["train"], embeddings["validation"]
-    mesh = devices.mesh() if jax.device_count() > 1 else None
-    backbone = run.heads("backbone")
+    train, backbone = embeddings["train"], run.heads("backbone")
+    parts = tuning.parts(train, embeddings.get("validation"), backbone, config)
+    config = tuning.for_parts(config, parts)
+    current, candidates = [part.start for part in parts], [{"backbone": part.start} for part in parts]
+    key = config.order
+    for name in ORDERS[config.order]:
+        settings = [config.polish] if name == "polish" else [config.ga, config.seed]
+        with run.stage(f"heads/{name}", settings, [*made_from, key]) as stage:
+            if not stage.complete:
+                _tune_stage(name, stage.folder, parts, current, config, backbone)
+        key = stage.key
+        current = [storage.read_heads(file) for file in _part_files(stage.folder, len(parts))]
+        for candidate, heads in zip(candidates, current, strict=True):
+            candidate[name] = heads
 
-    with run.stage("heads/ga", [config.ga, config.seed], made_from) as ga:
-        if not ga.complete:
-            with Progress("Search", unit="generations") as progress:
-                found = search(
-                    backbone,
-                    train,
-                    validation,
-                    key=jax.random.key(config.seed),
-                    config=config.ga,
-                    store=storage.FolderStore(ga.folder / "categories"),
-                    progress=lambda done, total, score: progress.update(
-                        done, total, f"validation m{config.ga.metric} {score:.4f}"
-                    ),
-                    mesh=mesh,
-                )
-            history = np.concatenate([found.before[None], found.history])
-            storage.write_arrays(ga.folder / "history.npz", {"generation": np.arange(len(history)), "score": history})
-            storage.write_heads(ga.folder / "heads.npz", found.heads)
-
-    with run.stage("heads/polish", [config.polish], [ga.key]) as polished:
-        if not polished.complete:
-            with Progress("Polish", unit="categories") as progress:
-                result = polish(
-                    run.heads("ga"),
-                    train,
-                    validation,
-                    config=config.polish,
-                    store=storage.FolderStore(polished.folder / "categories"),
-                    progress=lambda done, total, score: progress.update(
-                        done, total, f"validation m{config.polish.metric} {score:.4f}"
-                    ),
-                    mesh=mesh,
-                )
-            storage.write_arrays(polished.folder / "kept.npz", {"step": result.steps, "l2": result.l2})
-            storage.write_heads(polished.folder / "heads.npz", result.heads)
-
-    with run.stage("heads/final", [config.choose], [polished.key]) as final:
+    with run.stage("heads/final", [config.choose], [key]) as final:
         if not final.complete:
-            candidates = {stage: run.heads(stage) for stage in ("backbone", "ga", "polish")}
-            chosen = choose(candidates, train, validation, config=config.choose)
+            each = [tuning.choose_of(part, named, config) for part, named in zip(parts, candidates, strict=True)]
+            chosen = tuning.combine(each, train, backbone)
             untuned = {run.categories[c]: reason for c, reason in chosen.untuned.items()}
             storage.write_json(final.folder / "chosen.json", {"chosen": chosen.names, "untuned": untuned})
             storage.write_heads(final.folder / "heads.npz", chosen.heads)
@@ -177,6 +150,55 @@ def tune(run: Run, config: TuningConfig, made_from: Sequence[str], records: Reco
                 seed=config.seed,
             )
     return storage.read_json(run.folder / "report" / "metrics.json")
+
+
+def _part_files(folder: Path, num: int) -> list[Path]:
+    """Where a stage keeps the heads of each part; a single part's are the stage's own."""
+    return [folder / "heads.npz"] if num == 1 else [folder / f"fold_{i}.npz" for i in range(num)]
+
+
+def _tune_stage(
+    name: str,
+    folder: Path,
+    parts: Sequence[tuning.Part],
+    start: Sequence[Heads],
+    config: TuningConfig,
+    backbone: Heads,
+) -> None:
+    """Search or polish every part, and write heads, what was kept, and for the search its history."""
+    mesh = devices.mesh() if jax.device_count() > 1 else None
+    title, unit, metric = (
+        ("Polish", "categories", config.polish.metric)
+        if name == "polish"
+        else ("Search", "generations", config.ga.metric)
+    )
+    found = []
+    with Progress(title, unit=unit) as progress:
+        for i, (part, heads) in enumerate(zip(parts, start, strict=True)):
+
+            def report(done: int, total: int, score: float, i: int = i) -> None:
+                progress.update(done + i * total, total * len(parts), f"validation m{metric} {score:.4f}")
+
+            store = storage.FolderStore(folder / ("categories" if len(parts) == 1 else f"categories_{i}"))
+            found.append(
+                tuning.run_stage(
+                    name, part, heads, config, jax.random.key(config.seed), store=store, progress=report, mesh=mesh
+                )
+            )
+    if name == "polish":
+        storage.write_arrays(
+            folder / "kept.npz",
+            {"pull": np.array([one.pulls for one in found]), "step": np.array([one.steps for one in found])},
+        )
+    else:
+        history = np.nanmean([np.concatenate([one.before[None], one.history]) for one in found], axis=0)
+        storage.write_arrays(folder / "history.npz", {"generation": np.arange(len(history)), "score": history})
+    files = _part_files(folder, len(parts))
+    for file, one in zip(files, found, strict=True):
+        storage.write_heads(file, one.heads)
+    if len(parts) > 1:
+        tuned = [[c for c in range(len(backbone.bias)) if c not in one.untuned] for one in found]
+        storage.write_heads(folder / "heads.npz", tuning.mean_heads([one.heads for one in found], tuned, backbone))
 
 
 def main() -> None:

@@ -55,10 +55,11 @@ def _cumulative_sum(x: Int32[jax.Array, "... n"]) -> Int32[jax.Array, "... n"]:
 
 
 def _sum(x: Float[jax.Array, "... n"]) -> Float[jax.Array, ...]:
-    """Sum of the last axis in one fixed order, so that a score is the same to the bit on any device."""
+    """Sum of the last axis in one fixed order, the same to the bit on any device and with any zeros behind."""
+    size = 1 << max(0, (x.shape[-1] - 1).bit_length())
+    x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, size - x.shape[-1])])
     while x.shape[-1] > 1:
-        half = -(-x.shape[-1] // 2)
-        x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, x.shape[-1] % 2)])
+        half = x.shape[-1] // 2
         x = x[..., :half] + x[..., half:]
     return x[..., 0]
 
@@ -137,6 +138,81 @@ def auroc_of_keys(keys: Int32[jax.Array, "... n"]) -> Float[jax.Array, ...]:
 
 
 OF_KEYS = {"AP": average_precision_of_keys, "AUROC": auroc_of_keys}
+
+
+def _num_reaching(
+    scores: Float[jax.Array, "p n"], thresholds: Float[jax.Array, "p q"], ties: int
+) -> Int32[jax.Array, "p q"]:
+    """How many scores of each row lie above each threshold of that row, ties counted `ties` (0, 1 or 2) halves.
+
+    Returns:
+        Twice the number, an integer.
+    """
+
+    def compare(score: jax.Array, threshold: jax.Array) -> jax.Array:
+        if ties == 1:
+            return (score > threshold).astype(jnp.int32) + (score >= threshold).astype(jnp.int32)
+        return 2 * (score >= threshold if ties else score > threshold).astype(jnp.int32)
+
+    def one(row: tuple[jax.Array, jax.Array]) -> jax.Array:
+        # Blocks of 16 are what LLVM turns into vector instructions; without them this runs 10 to 80 times longer.
+        blocks = jnp.pad(row[0], (0, -len(row[0]) % 16), constant_values=-jnp.inf).reshape(-1, 16)
+
+        def add(i: jax.Array, count: jax.Array) -> jax.Array:
+            block = jax.lax.dynamic_index_in_dim(blocks, i, keepdims=False)
+            for k in range(16):
+                count = count + compare(block[k], row[1])
+            return count
+
+        return jax.lax.fori_loop(0, len(blocks), add, jnp.zeros(row[1].shape, jnp.int32))
+
+    return jax.lax.platform_dependent(
+        scores,
+        thresholds,
+        cpu=lambda scores, thresholds: jax.lax.map(one, (scores, thresholds)),
+        default=lambda scores, thresholds: jnp.sum(
+            compare(scores[:, :, None], thresholds[:, None, :]), axis=1, dtype=jnp.int32
+        ),
+    )
+
+
+def by_counting(
+    metric: str,
+    scores: Float[jax.Array, "p n"],
+    labels: Bool[jax.Array, " n"],
+    where: Bool[jax.Array, " n"],
+    slots: int,
+) -> Float[jax.Array, " p"]:
+    """AP or AUROC of p rankings of the same entries, without a sort, where positives are few.
+
+    AP is the mean, over the positives, of the share of positives among the entries that score at least as high. AUROC
+    is the share of pairs in the right order. Both need only counts, `slots * n` comparisons a ranking, and take ties
+    as they come.
+
+    Args:
+        metric: "AP" or "AUROC".
+        scores: of n entries in p rankings.
+        labels: of the entries; the known positives stand among the first `slots`.
+        where: which entries are known.
+        slots: static; how many entries at the front are looked at as positives; `slots * n` below 2**29.
+
+    Returns:
+        [p], NaN as in `average_precision` and `auroc`.
+    """
+    scores = jnp.where(where[None, :], jnp.maximum(scores, jnp.finfo(jnp.float32).min), -jnp.inf)
+    positive = (labels & where)[None, :slots]
+    thresholds = scores[:, :slots]
+    total = jnp.sum(positive)
+    if metric == "AP":
+        at_least = _num_reaching(scores, thresholds, ties=2)
+        positives = _num_reaching(jnp.where(positive, thresholds, -jnp.inf), thresholds, ties=2)
+        precision = positives.astype(jnp.float32) / jnp.maximum(at_least, 2).astype(jnp.float32)
+        return _sum(jnp.where(positive, precision, 0.0)) / jnp.where(total == 0, jnp.nan, total)
+    reaching = jnp.sum(jnp.where(positive, _num_reaching(scores, thresholds, ties=1), 0), axis=1)
+    # Among the positives themselves every ordered pair has been counted half.
+    lost = (reaching - total**2).astype(jnp.float32) / 2
+    pairs = total.astype(jnp.float32) * (jnp.sum(where) - total).astype(jnp.float32)
+    return 1.0 - lost / jnp.where(pairs == 0, jnp.nan, pairs)
 
 
 @jax.jit(static_argnames="metric")

@@ -19,10 +19,6 @@ def main() -> None:
     config = experiment.config
     prepared = splits.prepare(config.data.load(), config.labels, config.split)
     dataset = prepared.dataset
-    if "validation" not in dataset.splits:
-        raise ValueError(
-            "there is no validation split, which judges every head: carve one with --split.validation-share 0.1"
-        )
     preprocessing = training.preprocessing(config)
     run = runs.create(experiment.workdir, config, dataset.categories, dataset.fingerprint, preprocessing)
     with run.writing():

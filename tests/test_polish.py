@@ -15,7 +15,7 @@ from cftjax.config import PolishConfig
 from cftjax.types import Embeddings, Heads
 
 TRAIN, VALIDATION = toy.embeddings(seed=0), toy.embeddings(seed=1, known=0.9)
-SHORT = PolishConfig(num_steps=60, patience=60, dimensions=4, l2=(0.0, 0.1))
+SHORT = PolishConfig(num_steps=60, dimensions=5, l2=(0.0, 0.01, 0.1))
 
 
 def ap(heads, split):
@@ -31,28 +31,62 @@ def test_validation_rises_and_the_score_reported_is_that_of_the_head_returned(po
     np.testing.assert_allclose(polished.before, ap(toy.heads(), VALIDATION), atol=1e-5)
     np.testing.assert_allclose(polished.after, ap(polished.heads, VALIDATION), atol=0.01)
     assert (polished.after > polished.before).all()
-    assert set(polished.l2) <= set(np.float32(SHORT.l2))
+    assert set(polished.pulls) <= {pull.name for pull in polishing.pulls(SHORT)}
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "lbfgs"])
-def test_both_optimizers_reach_the_logistic_regression_of_scikit_learn(optimizer):
-    space = problems.Space()
-    seen = problems.see(TRAIN, Heads(np.zeros((3, 5), np.float32), np.zeros(3, np.float32)), space)
-    rows = jax.tree.map(lambda x: x[0], problems.rows_of(seen, [1], 256, np.ones(3, np.float32)))
-    config = PolishConfig(optimizer=optimizer, learning_rate=0.1, num_steps=400, patience=400, l2=(0.05,))
+def rows_of_one_category(category):
+    zero = Heads(np.zeros((3, 5), np.float32), np.zeros(3, np.float32))
+    seen = problems.see(TRAIN, zero, problems.Space())
+    return jax.tree.map(
+        lambda x: x[0], problems.rows_of(seen, [category], problems.Shape(256, 0), np.ones(3, np.float32))
+    )
+
+
+def test_newton_reaches_the_logistic_regression_of_scikit_learn():
+    rows, towards, l2 = rows_of_one_category(1), jnp.zeros(2), jnp.float32([0.05, 1e-3])
+
+    newton = jax.jit(lambda rows: polishing._newton(rows, towards, l2, 60))(rows)
     known = TRAIN.known[:, 1]
-    oracle = LogisticRegression(C=1 / (0.05 * known.sum()), tol=1e-8, max_iter=1000)
-    oracle.fit(TRAIN.z[known], TRAIN.labels[known, 1])
-    parameters = (jnp.zeros(5), jnp.zeros(()))
-    carry = (parameters, polishing._optimizer(config).init(parameters))
-    step = jax.jit(lambda carry, _: (polishing._update(*carry, rows, jnp.float32(0.05), config), None))
-    (genes, bias), _ = jax.lax.scan(step, carry, None, length=400 if optimizer == "adam" else 20)[0]
-    np.testing.assert_allclose(genes, oracle.coef_[0], atol=2e-3)
-    np.testing.assert_allclose(bias, oracle.intercept_[0], atol=2e-3)
+    for i, strength in enumerate((0.05, 1e-3)):
+        oracle = LogisticRegression(C=1 / (strength * known.sum()), tol=1e-8, max_iter=1000)
+        oracle.fit(TRAIN.z[known], TRAIN.labels[known, 1])
+        np.testing.assert_allclose(newton["genes"][i], oracle.coef_[0], atol=1e-3)
+        np.testing.assert_allclose(newton["bias"][i], oracle.intercept_[0], atol=1e-3)
+
+
+def test_pulls_towards_the_start_and_towards_zero_reach_the_least_objective():
+    seen = problems.see(TRAIN, toy.heads(), problems.Space())
+    packed = problems.rows_of(seen, [0], problems.Shape(256, 0), np.ones(3, np.float32))
+    rows = jax.tree.map(lambda x: jnp.asarray(x[0]), packed)
+    towards, l2 = jnp.float32([1, 0]), jnp.float32([0.02, 0.02])
+    found = jax.jit(lambda rows: polishing._newton(rows, towards, l2, 60))(rows)
+    gradient = jax.vmap(jax.grad(polishing._objective), (0, None, 0, 0, None))
+    for slope in gradient((found["genes"], found["bias"]), rows, towards, l2, "bce"):
+        np.testing.assert_allclose(slope, 0, atol=2e-5)
+
+
+def test_the_published_variant_keeps_the_best_step_and_stops(polished):
+    config = PolishConfig(
+        optimizer="adam",
+        num_steps=60,
+        patience=5,
+        learning_rate=1.0,
+        dimensions=None,
+        pull_towards=("start",),
+        l2=(0.0,),
+        rule="best",
+        refit_bias=False,
+    )
+    result = polishing.polish(toy.heads(), TRAIN, VALIDATION, config=config)
+    assert (result.steps < 60).all()
+    assert (result.after >= result.before).all()
+    np.testing.assert_allclose(result.after, ap(result.heads, VALIDATION), atol=1e-5)
+    with pytest.raises(ValueError, match=r"use --polish\.optimizer adam"):
+        polishing.polish(toy.heads(), TRAIN, VALIDATION, config=PolishConfig(loss="asymmetric"))
 
 
 def test_a_strong_pull_keeps_the_head_where_it_started():
-    config = dataclasses.replace(SHORT, l2=(1e4,), learning_rate=1e-3, refit_bias=False)
+    config = dataclasses.replace(SHORT, l2=(1e4,), pull_towards=("start",), refit_bias=False)
     result = polishing.polish(toy.heads(), TRAIN, VALIDATION, config=config)
     np.testing.assert_allclose(result.heads.kernel, toy.heads().kernel, atol=0.02)
 

@@ -110,8 +110,8 @@ def test_a_search_stops_after_its_patience():
 def test_best_fitness_on_train_never_falls_under_the_published_operators():
     engine = searching._engine(PAPER, toy.DIM, True, None)
     seen = [problems.see(s, toy.heads(), problems.Space()) for s in (TRAIN, VALIDATION)]
-    rows = [problems.rows_of(s, [0], 256, np.ones(3, np.float32), add_base=False) for s in seen]
-    genes = np.append(toy.heads().kernel[0], 0.0).astype(np.float32)[None]
+    rows = [problems.rows_of(s, [0], problems.Shape(256, 64), np.ones(3, np.float32), add_base=False) for s in seen]
+    genes = np.append(toy.heads().kernel[0], 0.0).astype(np.float32)[None, None]
     state = engine.start(*rows, genes, KEY)
     best = []
     for _ in range(40):
@@ -155,19 +155,8 @@ def test_the_refitted_bias_gives_the_known_share_of_positives():
     assert bias[1] == 0.0
 
 
-def test_padding_wastes_less_than_a_fifth_and_groups_hold_one_length():
-    for count in range(300, 30_000, 7):
-        assert count <= problems.padded_length(count) <= 1.2 * count
-    counts = {c: int(n) for c, n in enumerate(np.random.default_rng(0).integers(300, 5000, 40))}
-    groups = list(problems.groups(counts, 4))
-    assert sorted(c for _, group in groups for c in group) == list(range(40))
-    for length, group in groups:
-        assert len(group) <= 4
-        assert {problems.padded_length(counts[c]) for c in group} == {length}
-
-
 def test_principal_directions_are_white_and_steps_translate_to_kernels():
-    space = problems.principal_space(TRAIN, 4)
+    space = problems.principal_space(TRAIN, 4, white=True)
     seen = problems.see(TRAIN, toy.heads(), space)
     np.testing.assert_allclose(np.cov(seen.z.T, bias=True), np.eye(4), atol=1e-3)
     genes = np.array([1.0, -0.5, 0.2, 2.0], np.float32)
@@ -175,3 +164,85 @@ def test_principal_directions_are_white_and_steps_translate_to_kernels():
     expected = seen.base[:, 0] + seen.z @ genes
     found = TRAIN.z @ (toy.heads().kernel[0] + kernel) + shift
     np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_coordinates_for_a_ridge_keep_their_proportions_and_vary_by_one_together():
+    train = dataclasses.replace(TRAIN, z=TRAIN.z * np.float32([1, 5, 0.2, 1, 0]))
+    space = problems.principal_space(train, None, white=False)
+    z = problems.see(train, toy.heads(), space).z
+    varying = train.z[:, :4]
+    correlation = np.corrcoef(varying.T) * 4 / 5  # the fifth dimension never varies, and counts with nothing
+    np.testing.assert_allclose(np.sort(np.var(z, axis=0)), np.sort(np.linalg.eigvalsh(correlation)) / 4, atol=1e-4)
+
+
+def test_other_heads_become_the_nearest_genes():
+    everything = problems.principal_space(TRAIN, None, white=True)
+    other = toy.heads(seed=8)
+    unit = np.float32([0.5, 1, 2])
+    genes = problems.as_genes([toy.heads(), other], everything, unit)
+    np.testing.assert_array_equal(genes[:, 0], 0)
+    for c in range(3):
+        step, _ = everything.step(genes[c, 1] * unit[c], c)
+        np.testing.assert_allclose(toy.heads().kernel[c] + step, other.kernel[c], atol=1e-4)
+
+
+def test_a_better_seed_is_found_in_the_first_population():
+    good = searching.search(toy.heads(), TRAIN, VALIDATION, key=KEY, config=PAPER).heads
+    config = dataclasses.replace(PAPER, num_generations=1, mutation_scale=0.0)
+    alone = searching.search(toy.heads(), TRAIN, VALIDATION, key=KEY, config=config)
+    seeded = searching.search(toy.heads(), TRAIN, VALIDATION, key=KEY, config=config, seeds=[good])
+    assert (alone.after == alone.before).all()
+    assert (seeded.after > seeded.before).all()
+
+
+def test_padding_wastes_less_than_a_fifth_and_groups_hold_one_shape():
+    for count in range(300, 30_000, 7):
+        assert count <= problems.padded_length(count) <= 1.2 * count
+    rng = np.random.default_rng(0)
+    known = rng.random((6000, 40)) < np.linspace(0.05, 0.8, 40)
+    labels = rng.random((6000, 40)) < 0.1
+    seen = problems.Seen(np.zeros((6000, 1), np.float32), np.zeros((6000, 40), np.float32), labels, known)
+    groups = problems.groups(seen, seen, range(40), 4)
+    assert sorted(c for group in groups for c in group.categories) == list(range(40))
+    assert len({group.name for group in groups}) == len(groups)
+    for group in groups:
+        assert len(group.categories) <= 4
+        for c in group.categories:
+            assert group.train == group.validation
+            assert problems.padded_length(int(known[:, c].sum())) == group.train.length
+            positives = int((known & labels)[:, c].sum())
+            assert positives <= group.train.slots or positives > problems.COUNTED_POSITIVES
+
+
+def test_packed_rows_hold_the_positives_first():
+    seen = problems.see(TRAIN, toy.heads(), problems.Space())
+    shape = problems.Shape(256, 64)
+    rows = problems.rows_of(seen, [1], shape, np.ones(3, np.float32))
+    known = TRAIN.known[:, 1]
+    positives = int((TRAIN.labels[:, 1] & known).sum())
+    assert rows.labels[0, :positives].all()
+    assert not rows.labels[0, positives:].any()
+    assert rows.where[0].sum() == known.sum()
+    assert sorted(rows.base[0, :positives]) == sorted(seen.base[known & TRAIN.labels[:, 1], 1])
+
+
+def test_categories_that_stopped_leave_the_group_and_nothing_changes(monkeypatch):
+    monkeypatch.setattr(searching, "GENERATIONS_AT_ONCE", 5)
+    searching._engine.cache_clear()
+    config = dataclasses.replace(PAPER, patience=7, categories_at_once=3)
+    together = searching.search(toy.heads(), TRAIN, VALIDATION, key=KEY, config=config)
+    alone = searching.search(
+        toy.heads(), TRAIN, VALIDATION, key=KEY, config=dataclasses.replace(config, categories_at_once=1)
+    )
+    searching._engine.cache_clear()
+    stopped = (~np.isnan(together.history)).sum(0)
+    assert len(set(stopped)) > 1
+    np.testing.assert_array_equal(together.heads.kernel, alone.heads.kernel)
+    np.testing.assert_array_equal(together.history, alone.history)
+
+
+def test_embeddings_in_bfloat16_rank_nearly_alike(found):
+    config = dataclasses.replace(OURS, embeddings_dtype="bfloat16")
+    half = searching.search(toy.heads(), TRAIN, VALIDATION, key=KEY, config=config)
+    np.testing.assert_allclose(half.before, found["ours"].before, atol=0.03)
+    assert (scores(half.heads, VALIDATION) > half.before).all()

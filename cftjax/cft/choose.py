@@ -1,4 +1,4 @@
-"""Choosing: per category the candidate head with the best validation score."""
+"""Choosing: per category the candidate head that validation speaks for."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from cftjax import metrics
-from cftjax.cft import problems
+from cftjax.cft import picking, problems
 from cftjax.config import ChooseConfig
 from cftjax.types import Embeddings, Heads
 
@@ -34,14 +34,14 @@ class Chosen:
 def choose(
     candidates: Mapping[str, Heads], train: Embeddings, validation: Embeddings, *, config: ChooseConfig | None = None
 ) -> Chosen:
-    """Keep per category the candidate that validation likes best ("greedy" in the authors' code).
+    """Keep per category the candidate that validation speaks for (by rule `best`, "greedy" in the authors' code).
 
     Args:
-        candidates: name -> heads, the original first: it stays where no other is strictly better, and where a category
-            cannot be judged.
+        candidates: name -> heads, the original first: it stays where no other is expected to be better, and where a
+            category cannot be judged.
         train: the training embeddings; a category without a known positive and negative there was never tuned.
         validation: the embeddings that judge.
-        config: the metric; None for the default.
+        config: metric and rule; None for the default.
 
     Returns:
         Chosen: heads, names, scores and the categories left alone, with the reason.
@@ -55,7 +55,11 @@ def choose(
     untuned = problems.untunable(train, validation)
     order = list(candidates)
     table = np.stack([scores[name] for name in order])
-    picked = np.argmax(np.where(np.isnan(table), -np.inf, table), axis=0)
+    errors = None
+    if config.rule != "best":
+        logits = [np.asarray(candidates[name](validation.z)) for name in order]
+        errors = picking.standard_errors(logits, labels, known, config.metric, validation.groups)
+    picked = picking.pick(config.rule, table, errors)
     picked[list(untuned)] = 0
     kernel, bias = (
         np.stack([np.asarray(getattr(candidates[order[i]], field))[c] for c, i in enumerate(picked)])

@@ -1,14 +1,17 @@
-"""The polish: gradient descent on each category's known labels, from the heads that the search found.
+"""The polish: gradient descent on each category's known labels, from every head that a pull leads to.
 
-Every strength of the pull towards the starting head descends side by side; after each step all are scored on
-validation, where only a strictly better score replaces the head kept (the gradient variant of Chong et al. 2023, sec.
-3.2).
+Logistic regression with an L2 pull towards the head it starts from, or towards zero, is convex: every pull and strength
+has one answer, all are found side by side, and validation picks one per category. With Adam and no pull it is the
+gradient variant of Chong et al. 2023, sec. 3.2: after each step validation looks, and only a strictly better score
+replaces the head kept.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,10 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
-from cftjax import losses, metrics
-from cftjax.cft import problems
+from cftjax import losses
+from cftjax.cft import picking, problems
 from cftjax.cft.problems import Rows, Space
 from cftjax.cft.search import Progress, Store
 from cftjax.config import PolishConfig
@@ -34,28 +37,90 @@ class Polished:
         heads: [c d]; untuned categories keep the head they came with.
         before: [c] validation score of the heads it started from.
         after: [c] validation score of the heads kept.
-        steps: [c] the step that was kept, 0 where none was better.
-        l2: [c] the strength that was kept.
+        steps: [c] the step that was kept, 0 where the head stays.
+        pulls: [c] the pull and strength that was kept, such as `zero 0.001`; empty where the head stays.
         untuned: category -> why it could not be tuned.
     """
 
     heads: Heads
     before: Float[np.ndarray, " c"]
     after: Float[np.ndarray, " c"]
-    steps: Float[np.ndarray, " c"]
-    l2: Float[np.ndarray, " c"]
+    steps: Int[np.ndarray, " c"]
+    pulls: list[str]
     untuned: dict[int, str]
 
 
-def _logits(rows: Rows, genes: Float[jax.Array, " r"], bias: Float[jax.Array, ""]) -> Float[jax.Array, " k"]:
-    """Of one category: z [k r], base [k]."""
-    return jnp.einsum("kr,r->k", rows.z, genes, precision=jax.lax.Precision.HIGHEST) + rows.base + bias
+@dataclasses.dataclass(frozen=True)
+class Pull:
+    """What L2 pulls towards, and how strongly.
+
+    Attributes:
+        towards: 1 for the head it started from, 0 for zero.
+        l2: half its product with the squared length of the step joins the loss.
+    """
+
+    towards: float
+    l2: float
+
+    @property
+    def name(self) -> str:
+        """For a table."""
+        return f"{'start' if self.towards else 'zero'} {self.l2:g}"
 
 
-def _objective(parameters: Any, rows: Rows, l2: jax.Array, loss: str) -> jax.Array:
+def pulls(config: PolishConfig) -> list[Pull]:
+    """Every pull with every strength."""
+    return [Pull(float(t == "start"), l2) for t, l2 in itertools.product(config.pull_towards, config.l2)]
+
+
+Result = dict[str, jax.Array]
+
+
+def _newton(train: Rows, towards: Float[jax.Array, " s"], l2: Float[jax.Array, " s"], num_steps: int) -> Result:
+    """Logistic regressions of one category under s pulls: genes [s r] and bias [s].
+
+    Newton steps with Boehning's bound of the Hessian, a quarter of the rows' covariance (Boehning & Lindsay 1988): in
+    its eigenvectors, which all pulls share, a step is a division. Accelerated as by Nesterov, restarted where the
+    momentum points uphill (O'Donoghue & Candes 2015).
+    """
+    weight = train.where / jnp.sum(train.where)
+    mean = jnp.einsum("k,kr->r", weight, train.z)
+    centred = train.z - mean[None, :]
+    highest = jax.lax.Precision.HIGHEST
+    variance, basis = jnp.linalg.eigh(jnp.einsum("kr,ks->rs", centred * weight[:, None], centred, precision=highest))
+    rows = jnp.einsum("kr,rs->ks", centred, basis, precision=highest)
+    # Without a pull, directions in which no row differs must not be divided by nothing.
+    curvature = jnp.maximum(variance[None, :] / 4 + l2[:, None], 1e-6 * variance[-1])
+    offset = towards[:, None] * train.base[None, :]
+
+    def gradient(genes: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array]:
+        logits = jnp.einsum("sr,kr->sk", genes, rows, precision=highest) + offset + bias[:, None]
+        residual = (jax.nn.sigmoid(logits) - train.labels[None, :]) * weight[None, :]
+        along = jnp.einsum("sk,kr->sr", residual, rows, precision=highest) + l2[:, None] * genes
+        return along, jnp.sum(residual, axis=1)
+
+    def step(_: jax.Array, carry: Any) -> Any:
+        genes, bias, last_genes, last_bias, age = carry
+        momentum = age / (age + 3.0)
+        ahead = genes + momentum[:, None] * (genes - last_genes)
+        ahead_bias = bias + momentum * (bias - last_bias)
+        along, up = gradient(ahead, ahead_bias)
+        new, new_bias = ahead - along / curvature, ahead_bias - 4 * up
+        uphill = jnp.sum(along * (new - genes), axis=1) + up * (new_bias - bias) > 0
+        return new, new_bias, genes, bias, jnp.where(uphill, 0.0, age + 1)
+
+    genes, bias = jnp.zeros((len(l2), rows.shape[1])), jnp.zeros(len(l2))
+    genes, bias, *_ = jax.lax.fori_loop(0, num_steps, step, (genes, bias, genes, bias, jnp.zeros(len(l2))))
+    genes = jnp.einsum("sr,dr->sd", genes, basis, precision=highest)
+    return {"genes": genes, "bias": bias - genes @ mean, "step": jnp.full(len(l2), num_steps, jnp.int32)}
+
+
+def _objective(parameters: Any, rows: Rows, towards: jax.Array, l2: jax.Array, loss: str) -> jax.Array:
     """Mean loss over the known rows of one category, plus half the squared length of the step times its strength."""
     genes, bias = parameters
-    logits, targets = _logits(rows, genes, bias)[:, None], rows.labels.astype(jnp.float32)[:, None]
+    product = jnp.einsum("kr,r->k", rows.z, genes, precision=jax.lax.Precision.HIGHEST)
+    logits = (product + towards * rows.base + bias)[:, None]
+    targets = rows.labels.astype(jnp.float32)[:, None]
     if loss == "bce":
         found = losses.sigmoid_bce(logits, targets, where=rows.where[:, None])
     else:  # the focusing factor is a constant in the gradient, as in the authors' code
@@ -63,71 +128,70 @@ def _objective(parameters: Any, rows: Rows, l2: jax.Array, loss: str) -> jax.Arr
     return losses.mean_known(found, rows.where[:, None]) + 0.5 * l2 * jnp.sum(genes**2)
 
 
-def _optimizer(config: PolishConfig) -> Any:
-    return optax.lbfgs() if config.optimizer == "lbfgs" else optax.adam(config.learning_rate)
-
-
-def _update(parameters: Any, state: Any, rows: Rows, l2: jax.Array, config: PolishConfig) -> tuple[Any, Any]:
-    """One step of one category under one strength."""
-    value, gradient = jax.value_and_grad(_objective)(parameters, rows, l2, config.loss)
-    extra: dict[str, Any] = {}
-    if config.optimizer == "lbfgs":
-        extra = {"value": value, "grad": gradient, "value_fn": lambda p: _objective(p, rows, l2, config.loss)}
-    updates, state = _optimizer(config).update(gradient, state, parameters, **extra)
-    return optax.apply_updates(parameters, updates), state
-
-
-def _descend(train: Rows, validation: Rows, config: PolishConfig) -> dict[str, jax.Array]:
-    """All strengths of one category, until none has improved for `patience` steps."""
-    strengths = jnp.asarray(config.l2, jnp.float32)
-
-    def score(genes: jax.Array) -> jax.Array:
-        """[s r] to [s]; the bias does not change a ranking."""
-        product = jnp.einsum("sr,kr->sk", genes, validation.z, precision=jax.lax.Precision.HIGHEST)
-        logits = product + validation.base[None, :]
-        labels, where = (jnp.broadcast_to(x[None, :], logits.shape) for x in (validation.labels, validation.where))
-        return metrics.OF_KEYS[config.metric](metrics.ranking_keys(logits, labels, where))
-
-    parameters = (jnp.zeros((len(config.l2), train.z.shape[-1])), jnp.zeros((len(config.l2),)))
-    first = {
-        "genes": parameters[0][0],
-        "bias": parameters[1][0],
-        "score": score(parameters[0][:1])[0],
-        "step": jnp.int32(0),
-        "l2": jnp.float32(0),
-    }
+def _adam(
+    train: Rows,
+    score: Callable[[jax.Array], jax.Array],
+    towards: Float[jax.Array, " s"],
+    l2: Float[jax.Array, " s"],
+    config: PolishConfig,
+) -> Result:
+    """The best step by validation of each pull, until none has improved for `patience` steps."""
+    optimizer = optax.adam(config.learning_rate)
+    gradient = jax.vmap(jax.grad(_objective), (0, None, 0, 0, None))
 
     def go_on(carry: Any) -> jax.Array:
         step, best, _, _ = carry
-        return (step < config.num_steps) & (step - best["step"] < config.patience)
+        return (step < config.num_steps) & (step - jnp.max(best["step"]) < config.patience)
 
     def body(carry: Any) -> Any:
         step, best, parameters, state = carry
-        parameters, state = jax.vmap(lambda p, s, l2: _update(p, s, train, l2, config))(parameters, state, strengths)
-        scores = score(parameters[0])
-        i = jnp.argmax(scores)
+        updates, state = optimizer.update(gradient(parameters, train, towards, l2, config.loss), state, parameters)
+        moved: Any = optax.apply_updates(parameters, updates)
+        genes, bias = moved
         candidate = {
-            "genes": parameters[0][i],
-            "bias": parameters[1][i],
-            "score": scores[i],
-            "step": step + 1,
-            "l2": strengths[i],
+            "genes": genes,
+            "bias": bias,
+            "step": jnp.full(len(l2), step + 1, jnp.int32),
+            "score": score(genes),
         }
-        better = scores[i] > best["score"]
-        best = jax.tree.map(lambda new, old: jnp.where(better, new, old), candidate, best)
-        return step + 1, best, parameters, state
+        better = candidate["score"] > best["score"]
+        best = {
+            name: jnp.where(better.reshape(-1, *[1] * (x.ndim - 1)), candidate[name], x) for name, x in best.items()
+        }
+        return step + 1, best, moved, state
 
-    state = jax.vmap(_optimizer(config).init)(parameters)
-    _, best, _, _ = jax.lax.while_loop(go_on, body, (jnp.int32(0), first, parameters, state))
-    return best | {"before": first["score"]}
+    genes, bias = parameters = jnp.zeros((len(l2), train.z.shape[-1])), jnp.zeros(len(l2))
+    first = {"genes": genes, "bias": bias, "step": jnp.zeros(len(l2), jnp.int32), "score": score(genes)}
+    return jax.lax.while_loop(go_on, body, (jnp.int32(0), first, parameters, optimizer.init(parameters)))[1]
+
+
+def _descend(train: Rows, validation: Rows, towards: jax.Array, l2: jax.Array, config: PolishConfig) -> Result:
+    """All pulls of one category: genes [s r], bias [s], validation score [s], step [s], and the start's score."""
+
+    def score(genes: jax.Array, towards: jax.Array) -> jax.Array:
+        """[s r] to [s]; the bias does not change a ranking."""
+        product = jnp.einsum("sr,kr->sk", genes, validation.z, precision=jax.lax.Precision.HIGHEST)
+        logits = product + towards[:, None] * validation.base[None, :]
+        rows = jax.tree.map(lambda x: x[None], validation)
+        return problems.ranking_scores(config.metric, rows, logits[None])[0]
+
+    nowhere = jnp.zeros((1, train.z.shape[-1]))
+    before = score(nowhere, jnp.ones(1))[0]
+    if config.optimizer == "adam":
+        found = _adam(train, lambda genes: score(genes, towards), towards, l2, config)
+    else:
+        found = _newton(train, towards, l2, config.num_steps)
+        found["score"] = score(found["genes"], towards)
+    return found | {"before": before}
 
 
 @functools.lru_cache(maxsize=8)
 def _program(config: PolishConfig, mesh: Mesh | None) -> Any:
     """Rows of train and of validation to the best of each category; kept, so that a second polish compiles nothing."""
+    towards, l2 = (jnp.asarray([getattr(p, name) for p in pulls(config)], jnp.float32) for name in ("towards", "l2"))
 
     def of_group(train: Rows, validation: Rows) -> dict[str, jax.Array]:
-        return jax.vmap(lambda t, v: _descend(t, v, config))(train, validation)
+        return jax.vmap(lambda t, v: _descend(t, v, towards, l2, config))(train, validation)
 
     if mesh is None:
         return jax.jit(of_group)
@@ -145,65 +209,90 @@ def polish(
     progress: Progress | None = None,
     mesh: Mesh | None = None,
 ) -> Polished:
-    """Descend from each category's head on its known training labels, keeping the best step by validation.
+    """Descend from each category's head on its known training labels, and pick a pull and strength by validation.
 
     Args:
         heads: where to start, kernel [c d] and bias [c].
         train: embeddings [n d] or [n c d] (arrays or memory maps) with labels and known.
         validation: the same for the split that judges.
-        config: loss, optimizer and strengths; None for the defaults.
+        config: loss, optimizer and pulls; None for the defaults.
         store: where finished categories are kept, so that an interrupted polish goes on.
         progress: called with categories done, categories, and the mean validation score so far.
         mesh: devices with an axis `data`, over which categories are split; None for one device.
 
     Returns:
         Polished: heads, scores, and the categories that could not be tuned, with the reason.
+
+    Raises:
+        ValueError: for a loss that the optimizer does not minimise.
     """
     config = config or PolishConfig()
+    if config.optimizer == "newton" and config.loss != "bce":
+        raise ValueError("polish.optimizer newton minimises bce alone: use --polish.optimizer adam for asymmetric")
     store = {} if store is None else store
     kernel, bias = np.array(heads.kernel, np.float32), np.array(heads.bias, np.float32)
     untuned = problems.untunable(train, validation)
-    space = Space() if config.dimensions is None else problems.principal_space(train, config.dimensions)
+    tuned = [c for c in range(len(kernel)) if c not in untuned]
+    whole = config.dimensions is None
+    space = Space() if whole else problems.principal_space(train, config.dimensions, white=False)
     seen_train, seen_validation = (problems.see(split, heads, space) for split in (train, validation))
     unit = np.ones(len(kernel), np.float32)
-    counts = {c: int(seen_train.known[:, c].sum()) for c in range(len(kernel)) if c not in untuned}
-    validation_counts = seen_validation.known.sum(0)
 
-    devices = 1 if mesh is None else mesh.shape["data"]
     sharding = None if mesh is None else NamedSharding(mesh, PartitionSpec("data"))
-
     run = _program(config, mesh)
-    each = (
-        4.0
-        * problems.padded_length(max(counts.values(), default=1))
-        * (2 * seen_train.z.shape[-1] + 8 * len(config.l2))
-    )
-    at_once = problems.categories_at_once(each, devices)
-    before, after, steps, l2 = (np.full(len(kernel), np.nan, np.float32) for _ in range(4))
-    done = 0
+    candidates = pulls(config)
+    longest = problems.padded_length(max((int(seen_train.known[:, c].sum()) for c in tuned), default=1))
+    each = 4.0 * longest * (2 * seen_train.z.shape[-1] + 8 * len(candidates))
+    at_once = problems.categories_at_once(each, 1 if mesh is None else mesh.size)
+    found: dict[int, dict[str, Any]] = {}
 
-    for length, group in problems.groups(counts, at_once):
-        name = "group-" + "-".join(map(str, group))
-        results = store.get(name)
+    for group in problems.groups(seen_train, seen_validation, tuned, at_once, ranked=False):
+        results = store.get(group.name)
         if results is None:
-            members = [*group, *[group[-1]] * (-len(group) % devices)]
-            longest_validation = problems.padded_length(int(validation_counts[members].max()))
-            rows = [
-                jax.device_put(problems.rows_of(seen, members, size, unit), sharding)
-                for seen, size in ((seen_train, length), (seen_validation, longest_validation))
-            ]
-            results = {name: np.asarray(value)[: len(group)] for name, value in run(*rows).items()}
-            store[name] = results
-        for g, c in enumerate(group):
-            step, shift = space.step(results["genes"][g], c)
-            if results["step"][g] > 0:
-                kernel[c] += step
-                bias[c] += shift + results["bias"][g]
-        before[group], after[group] = results["before"], results["score"]
-        steps[group], l2[group] = results["step"], results["l2"]
-        done += len(group)
+            rows = group.rows(seen_train, seen_validation, unit, sharding)
+            results = {name: np.asarray(value) for name, value in run(*rows).items()}
+            store[group.name] = results
+        for g, c in enumerate(group.categories):
+            found[c] = {name: value[g] for name, value in results.items()}
         if progress is not None:
-            progress(done, len(counts), float(np.nanmean(after)))
+            progress(len(found), len(tuned), float(np.nanmean([np.nanmax(f["score"]) for f in found.values()])))
+
+    before, after = (np.full(len(kernel), np.nan, np.float32) for _ in range(2))
+    steps, names = np.zeros(len(kernel), np.int32), [""] * len(kernel)
+    for c, i in _picked(found, candidates, seen_validation, config, validation.groups).items():
+        before[c] = after[c] = found[c]["before"]
+        if i is not None:
+            pull = candidates[i]
+            step, shift = space.step(found[c]["genes"][i], c)
+            kernel[c] = pull.towards * kernel[c] + step
+            bias[c] = pull.towards * bias[c] + shift + found[c]["bias"][i]
+            after[c], steps[c], names[c] = found[c]["score"][i], found[c]["step"][i], pull.name
     if config.refit_bias:
-        bias = problems.refit_bias(Heads(kernel, bias), train, sorted(c for c in counts if steps[c] > 0))
-    return Polished(Heads(kernel, bias), before, after, steps, l2, untuned)
+        bias = problems.refit_bias(Heads(kernel, bias), train, [c for c in tuned if names[c]])
+    return Polished(Heads(kernel, bias), before, after, steps, names, untuned)
+
+
+def _picked(
+    found: dict[int, dict[str, Any]],
+    candidates: list[Pull],
+    validation: problems.Seen,
+    config: PolishConfig,
+    groups: np.ndarray | None,
+) -> dict[int, int | None]:
+    """Category -> place among the candidates; None where the head stays."""
+    if not found:
+        return {}
+    tuned = sorted(found)
+    scores = np.stack([np.append(found[c]["before"], found[c]["score"]) for c in tuned], axis=1)
+    errors = None
+    if config.rule != "best":
+        logits = np.empty((len(candidates) + 1, len(validation.labels), len(tuned)), np.float32)
+        logits[0] = validation.base[:, tuned]
+        towards = np.array([pull.towards for pull in candidates], np.float32)
+        for j, c in enumerate(tuned):
+            z = np.asarray(validation.z if validation.z.ndim == 2 else validation.z[:, c], np.float32)
+            logits[1:, :, j] = (z @ found[c]["genes"].T + validation.base[:, [c]] * towards).T
+        labels, known = (np.asarray(x[:, tuned], bool) for x in (validation.labels, validation.known))
+        errors = picking.standard_errors(list(logits), labels, known, config.metric, groups)
+    picked = picking.pick(config.rule, scores, errors)
+    return {c: None if i == 0 else int(i) - 1 for c, i in zip(tuned, picked, strict=True)}

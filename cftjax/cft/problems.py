@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import functools
+import zlib
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float
+from jax.sharding import NamedSharding
+from jaxtyping import Bool, Float, Num
 from scipy import special
 
+from cftjax import metrics
+from cftjax.config import Metric
 from cftjax.types import Array, Embeddings, Heads
 
 ROWS_AT_ONCE = 16384
+# With more positives than this a sort is faster than counting (benchmarks/ranking.py).
+COUNTED_POSITIVES = 1024
 
 
-@jax.tree_util.register_dataclass
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["z", "base", "labels", "where"], meta_fields=["slots"]
+)
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """The known rows of a group of categories, padded to one length.
+    """The known rows of a group of categories, positives first, padded to one length.
 
     A head's score of a row is `base + z @ genes`.
 
@@ -27,12 +38,23 @@ class Rows:
         base: [g k], the score that the genes are added to.
         labels: [g k] bool.
         where: [g k] bool, false for padding.
+        slots: all positives stand among the first so many rows; 0 where they are too many to count by.
     """
 
-    z: Float[Array, "*g k r"]
+    z: Num[Array, "*g k r"]
     base: Float[Array, "*g k"]
     labels: Bool[Array, "*g k"]
     where: Bool[Array, "*g k"]
+    slots: int
+
+
+def ranking_scores(metric: Metric, rows: Rows, scores: Float[jax.Array, "g p k"]) -> Float[jax.Array, "g p"]:
+    """AP or AUROC of p rankings of the rows of each category."""
+    if rows.slots:
+        count = functools.partial(metrics.by_counting, metric, slots=rows.slots)
+        return jax.vmap(count)(scores, jnp.asarray(rows.labels), jnp.asarray(rows.where))
+    labels, where = (jnp.broadcast_to(x[:, None, :], scores.shape) for x in (rows.labels, rows.where))
+    return metrics.OF_KEYS[metric](metrics.ranking_keys(scores, labels, where))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,36 +117,72 @@ def see(split: Embeddings, heads: Heads, space: Space) -> Seen:
     return Seen(z, base, labels, known)
 
 
-def _whitened(z: np.ndarray, num: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean [d] and the `num` leading principal directions [d r] of z [n d], the coordinates white."""
+def _moments(z: Num[Array, "n d"]) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, "d d"]]:
+    """Mean and covariance, read in blocks."""
     n, d = z.shape
-    mean = np.zeros(d)
+    mean, covariance = np.zeros(d), np.zeros((d, d), np.float32)
     for start in range(0, n, ROWS_AT_ONCE):
         mean += np.asarray(z[start : start + ROWS_AT_ONCE], np.float32).sum(0, dtype=np.float64) / n
-    covariance = np.zeros((d, d), np.float32)
     for start in range(0, n, ROWS_AT_ONCE):
         block = np.asarray(z[start : start + ROWS_AT_ONCE], np.float32) - mean.astype(np.float32)
         covariance += block.T @ block / n
-    values, vectors = np.linalg.eigh(covariance.astype(np.float64))
-    order = np.argsort(values)[::-1][: min(num, n, d)]
+    return mean.astype(np.float32), covariance
+
+
+def _leading(matrix: Float[np.ndarray, "d d"], num: int) -> tuple[Float[np.ndarray, " r"], Float[np.ndarray, "d r"]]:
+    """The largest eigenvalues of a covariance and their vectors, at most `num`, without those that are rounding."""
+    values, vectors = np.linalg.eigh(matrix.astype(np.float64))
+    order = np.argsort(values)[::-1][:num]
     order = order[values[order] > values[order[0]] * 1e-7]
     # The sign of an eigenvector is arbitrary; fixing it keeps results the same across linear-algebra libraries.
     vectors = vectors[:, order] * np.sign(vectors[np.abs(vectors[:, order]).argmax(0), order])
-    return mean.astype(np.float32), (vectors / np.sqrt(values[order])).astype(np.float32)
+    return values[order], vectors
 
 
-def principal_space(train: Embeddings, num: int) -> Space:
+def _directions(z: Num[Array, "n d"], num: int, white: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Mean [d] and directions [d r] of one set of embeddings."""
+    mean, covariance = _moments(z)
+    if white:
+        values, vectors = _leading(covariance, num)
+        return mean, (vectors / np.sqrt(values)).astype(np.float32)
+    # A dimension that never varies says nothing.
+    scale = np.sqrt(np.diag(covariance))
+    inverse = np.where(scale > 1e-6 * scale.max(), 1 / np.maximum(scale, 1e-30), 0.0)
+    _, vectors = _leading(covariance * inverse[:, None] * inverse, num)
+    return mean, (vectors * inverse[:, None] / np.sqrt(len(inverse))).astype(np.float32)
+
+
+def principal_space(train: Embeddings, num: int | None, *, white: bool) -> Space:
     """The `num` leading principal directions of the training embeddings, all rows, known or not.
 
     Fewer genes make a smaller product and overfit less: directions in which the embeddings hardly vary are left alone.
+
+    Args:
+        train: the embeddings.
+        num: r at most; None for all.
+        white: whether every coordinate varies alike, as a search that knows no scale wants it; or as much as it does in
+            embeddings whose dimensions were standardised, together by one, as a ridge penalty wants it.
     """
-    z = np.asarray(train.z)
+    z = train.z
+    most = z.shape[-1] if num is None else num
     if z.ndim == 2:
-        mean, directions = _whitened(z, num)
+        mean, directions = _directions(z, most, white)
         return Space(directions, mean)
-    per_category = [_whitened(z[:, c], num) for c in range(z.shape[1])]
+    per_category = [_directions(z[:, c], most, white) for c in range(z.shape[1])]
     rank = min(directions.shape[1] for _, directions in per_category)
     return Space(np.stack([v[:, :rank] for _, v in per_category]), np.stack([m for m, _ in per_category]))
+
+
+def as_genes(heads: Sequence[Heads], space: Space, unit: Float[np.ndarray, " c"]) -> Float[np.ndarray, "c s r"]:
+    """Heads as genes: kernel and bias themselves, or the nearest step away from the first head in a space."""
+    kernels = np.stack([np.asarray(h.kernel, np.float32) for h in heads], axis=1)
+    if space.directions is None:
+        biases = np.stack([np.asarray(h.bias, np.float32) for h in heads], axis=1)
+        return np.concatenate([kernels, biases[:, :, None]], axis=2)
+    steps = kernels - kernels[:, :1]
+    inverse = np.linalg.pinv(space.directions)
+    genes = np.einsum("rd,csd->csr" if inverse.ndim == 2 else "crd,csd->csr", inverse, steps)
+    return (genes / unit[:, None, None]).astype(np.float32)
 
 
 def untunable(train: Embeddings, validation: Embeddings) -> dict[int, str]:
@@ -138,39 +196,64 @@ def untunable(train: Embeddings, validation: Embeddings) -> dict[int, str]:
     return dict(sorted(reasons.items()))
 
 
+class Shape(NamedTuple):
+    """The static extents of packed rows: one program serves all categories that share them.
+
+    Attributes:
+        length: k, known rows with padding.
+        slots: as in `Rows`.
+    """
+
+    length: int
+    slots: int
+
+
 def padded_length(count: int, smallest: int = 256) -> int:
     """The next of a few lengths, an eighth of an octave apart: few programs to compile, little padding."""
     step = max(smallest, 1 << max(0, (count - 1).bit_length() - 1)) // 8
     return max(smallest, -(-count // step) * step)
 
 
+def positive_slots(count: int, length: int) -> int:
+    """The next power of two of at least 16, or 0 where the positives are too many to count by."""
+    slots = max(16, 1 << max(0, count - 1).bit_length())
+    return slots if slots <= COUNTED_POSITIVES and slots * length < 2**29 else 0
+
+
 def rows_of(
-    seen: Seen, categories: Sequence[int], length: int, unit: Float[np.ndarray, " c"], *, add_base: bool = True
+    seen: Seen,
+    categories: Sequence[int],
+    shape: Shape,
+    unit: Float[np.ndarray, " c"],
+    *,
+    add_base: bool = True,
+    dtype: type = np.float32,
 ) -> Rows:
-    """Known rows of some categories, packed to the front and padded to `length`.
+    """Known rows of some categories, positives first, then negatives, padded.
 
     Args:
         seen: the split.
         categories: which, length g.
-        length: k, at least the largest number of known rows.
+        shape: k and slots, enough for all of them.
         unit: [c], what one gene of each category is multiplied by.
         add_base: whether genes are a step away from the starting heads, or the kernels themselves.
+        dtype: of z.
     """
-    z = np.zeros((len(categories), length, seen.z.shape[-1]), np.float32)
-    base = np.zeros((len(categories), length), np.float32)
-    labels, where = (np.zeros((len(categories), length), bool) for _ in range(2))
+    z = np.zeros((len(categories), shape.length, seen.z.shape[-1]), dtype)
+    base = np.zeros((len(categories), shape.length), np.float32)
+    labels, where = (np.zeros((len(categories), shape.length), bool) for _ in range(2))
     for g, c in enumerate(categories):
         rows = np.flatnonzero(seen.known[:, c])
+        rows = rows[np.argsort(~np.asarray(seen.labels[rows, c]), kind="stable")]
         labels[g, : len(rows)] = seen.labels[rows, c]
         where[g, : len(rows)] = True
         for start in range(0, len(rows), ROWS_AT_ONCE):
             some = rows[start : start + ROWS_AT_ONCE]
-            target = slice(start, start + len(some))
-            z[g, target] = seen.z[some] if seen.z.ndim == 2 else seen.z[some, c]
-            z[g, target] *= unit[c]
+            block = seen.z[some] if seen.z.ndim == 2 else seen.z[some, c]
+            z[g, start : start + len(some)] = block * unit[c]
         if add_base:
             base[g, : len(rows)] = seen.base[rows, c]
-    return Rows(z, base, labels, where)
+    return Rows(z, base, labels, where, shape.slots)
 
 
 def spread(seen: Seen) -> Float[np.ndarray, " c"]:
@@ -183,20 +266,81 @@ def spread(seen: Seen) -> Float[np.ndarray, " c"]:
     return found
 
 
-def groups(counts: dict[int, int], at_once: int) -> Iterator[tuple[int, list[int]]]:
-    """(padded rows, categories): categories of one padded length together, in groups of equal size.
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Categories that advance together.
+
+    Attributes:
+        categories: which.
+        train: extents of their packed training rows.
+        validation: extents of their packed validation rows.
+    """
+
+    categories: tuple[int, ...]
+    train: Shape
+    validation: Shape
+
+    @property
+    def name(self) -> str:
+        """For a file."""
+        first, *others = self.categories
+        return f"group-{first}-{zlib.crc32(str(self.categories).encode()):08x}" if others else f"group-{first}"
+
+    def rows(
+        self,
+        train: Seen,
+        validation: Seen,
+        unit: Float[np.ndarray, " c"],
+        sharding: NamedSharding | None,
+        *,
+        add_base: bool = True,
+        dtype: type = np.float32,
+    ) -> tuple[Rows, Rows]:
+        """Both splits' rows, on the devices; the last category is repeated until the group divides over them."""
+        devices = 1 if sharding is None else sharding.mesh.size
+        members = [*self.categories, *[self.categories[-1]] * (-len(self.categories) % devices)]
+        packed = (
+            rows_of(seen, members, shape, unit, add_base=add_base, dtype=dtype)
+            for seen, shape in ((train, self.train), (validation, self.validation))
+        )
+        first, second = (jax.device_put(rows, sharding) for rows in packed)
+        return first, second
+
+
+def _shapes(seen: Seen, ranked: bool) -> list[Shape]:
+    """Of each category; where nothing is ranked, positives are not told apart."""
+    known = np.asarray(seen.known, bool)
+    lengths = [padded_length(int(count)) for count in known.sum(0)]
+    positives = (known & np.asarray(seen.labels, bool)).sum(0)
+    return [
+        Shape(k, positive_slots(int(count), k) if ranked else 0) for k, count in zip(lengths, positives, strict=True)
+    ]
+
+
+def groups(
+    train: Seen, validation: Seen, categories: Sequence[int], at_once: int, *, ranked: bool = True
+) -> list[Group]:
+    """Categories of the same extents together, in groups of nearly equal size, the longest first.
 
     Args:
-        counts: category -> known rows.
+        train: the split that is learned from.
+        validation: the split that judges.
+        categories: those to be tuned.
         at_once: the largest group.
+        ranked: whether the training rows are ranked as well.
     """
-    by_length: dict[int, list[int]] = {}
-    for category, count in counts.items():
-        by_length.setdefault(padded_length(count), []).append(category)
-    for length, members in sorted(by_length.items(), reverse=True):
+    train_shapes, validation_shapes = _shapes(train, ranked), _shapes(validation, True)
+    alike: dict[tuple[Shape, Shape], list[int]] = {}
+    for c in categories:
+        alike.setdefault((train_shapes[c], validation_shapes[c]), []).append(c)
+    found = []
+    for (train_shape, validation_shape), members in sorted(alike.items(), reverse=True):
         size = -(-len(members) // -(-len(members) // at_once))
-        for start in range(0, len(members), size):
-            yield length, members[start : start + size]
+        found += [
+            Group(tuple(members[start : start + size]), train_shape, validation_shape)
+            for start in range(0, len(members), size)
+        ]
+    return found
 
 
 def categories_at_once(bytes_each: float, devices: int) -> int:

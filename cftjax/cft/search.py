@@ -12,19 +12,18 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, MutableMapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
-from cftjax import metrics
 from cftjax.cft import algorithms, problems
 from cftjax.cft.problems import Rows, Space
-from cftjax.config import GAConfig
+from cftjax.config import GAConfig, Metric
 from cftjax.types import Embeddings, Heads
 
 GENERATIONS_AT_ONCE = 50
@@ -73,15 +72,15 @@ class State:
     generation: jax.Array
 
 
-def _scores(rows: Rows, genes: Float[jax.Array, "g p r"]) -> Float[jax.Array, "g p k"]:
-    product = jnp.einsum("gpr,gkr->gpk", genes, rows.z.astype(genes.dtype), precision=jax.lax.Precision.HIGHEST)
-    return product + rows.base[:, None, :]
-
-
-def _fitness(rows: Rows, genes: Float[jax.Array, "g p r"], metric: str) -> Float[jax.Array, "g p"]:
-    scores = _scores(rows, genes)
-    labels, where = (jnp.broadcast_to(x[:, None, :], scores.shape) for x in (rows.labels, rows.where))
-    return metrics.OF_KEYS[metric](metrics.ranking_keys(scores, labels, where))
+def _fitness(rows: Rows, genes: Float[jax.Array, "g p r"], metric: Metric) -> Float[jax.Array, "g p"]:
+    product = jnp.einsum(
+        "gpr,gkr->gpk",
+        genes.astype(rows.z.dtype),
+        rows.z,
+        precision=jax.lax.Precision.HIGHEST,
+        preferred_element_type=jnp.float32,
+    )
+    return problems.ranking_scores(metric, rows, product + rows.base[:, None, :])
 
 
 def _kernel_genes(genes: jax.Array, has_bias: bool) -> jax.Array:
@@ -108,17 +107,19 @@ class _Engine:
             over_categories(self._advance, in_specs=(split, split, split, whole, whole)), donate_argnums=0
         )
 
-    def _start(self, train: Rows, validation: Rows, genes: jax.Array, key: jax.Array) -> State:
-        population = jnp.repeat(genes[:, None, :], self.config.population_size, axis=1)
-        score = _fitness(validation, _kernel_genes(genes, self.has_bias)[:, None, :], self.config.metric)[:, 0]
-        fitness = _fitness(train, _kernel_genes(genes, self.has_bias)[:, None, :], self.config.metric)
-        fitness = jnp.repeat(-fitness, self.config.population_size, axis=1)
+    def _start(self, train: Rows, validation: Rows, seeds: jax.Array, key: jax.Array) -> State:
+        """Seeds [g s r] fill the population in turn; the first is the head to be improved on."""
+        size, num = self.config.population_size, seeds.shape[1]
+        kernels = _kernel_genes(seeds, self.has_bias)
+        score = _fitness(validation, kernels[:, :1], self.config.metric)[:, 0]
+        fitness = -_fitness(train, kernels, self.config.metric)
+        turn = jnp.arange(size) % num
         begin = functools.partial(algorithms.start, self.algorithm, self.params)
-        state = jax.vmap(begin, (None, 0, 0))(key, population, fitness)
-        zeros = jnp.zeros(genes.shape[:1], jnp.int32)
-        return State(state, genes, score, zeros, zeros)
+        state = jax.vmap(begin, (None, 0, 0))(key, seeds[:, turn], fitness[:, turn])
+        zeros = jnp.zeros(seeds.shape[:1], jnp.int32)
+        return State(state, seeds[:, 0], score, zeros, zeros)
 
-    def _active(self, state: State) -> jax.Array:
+    def active(self, state: State) -> jax.Array:
         config = self.config
         return (state.generation - state.best_at < config.patience) & (state.generation < config.num_generations)
 
@@ -149,7 +150,7 @@ class _Engine:
 
         def body(carry: tuple[jax.Array, State, jax.Array]) -> tuple[jax.Array, State, jax.Array]:
             step, old, history = carry
-            active = self._active(old)
+            active = self.active(old)
             new = self._generation(train, validation, key, old)
             kept = jax.tree.map(lambda a, b: jnp.where(active.reshape(-1, *[1] * (a.ndim - 1)), a, b), new, old)
             column = jnp.where(active, kept.score, jnp.nan)[:, None]
@@ -157,7 +158,7 @@ class _Engine:
 
         def go_on(carry: tuple[jax.Array, State, jax.Array]) -> jax.Array:
             step, state, _ = carry
-            return (step < limit) & jnp.any(self._active(state))
+            return (step < limit) & jnp.any(self.active(state))
 
         _, state, history = jax.lax.while_loop(go_on, body, (jnp.int32(0), state, history))
         return state, history
@@ -169,9 +170,66 @@ def _engine(config: GAConfig, num_genes: int, has_bias: bool, mesh: Mesh | None)
     return _Engine(config, num_genes, has_bias, mesh)
 
 
-def _pack(state: State, history: list[np.ndarray]) -> dict[str, np.ndarray]:
-    leaves = {f"leaf_{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
-    return leaves | {"history": np.concatenate(history, axis=1)}
+def _pack(state: State, history: np.ndarray) -> dict[str, np.ndarray]:
+    return {f"leaf_{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))} | {"history": history}
+
+
+def _run_group(
+    engine: _Engine,
+    rows: tuple[Rows, Rows],
+    seeds: Float[np.ndarray, "g s r"],
+    key: jax.Array,
+    running: dict[str, np.ndarray] | None,
+    report: Callable[[Float[np.ndarray, "g n"], Callable[[], State]], None],
+) -> tuple[State, Float[np.ndarray, "g n"], Float[np.ndarray, " g"]]:
+    """Search the categories of one group until all have stopped.
+
+    Args:
+        engine: the programs.
+        rows: of train and validation.
+        seeds: where to start.
+        key: randomness.
+        running: what an interrupted call packed last.
+        report: called after every chunk with the best scores after each generation, and what gives the state.
+
+    Returns:
+        The state, the best scores after each generation, and the scores of the first seeds.
+    """
+    state = engine.start(*rows, jax.device_put(jnp.asarray(seeds), engine.sharding), key)
+    before = np.asarray(state.score)
+    history = np.zeros((len(seeds), 0), np.float32)
+    if running is not None:
+        leaves, tree = jax.tree.flatten(state)
+        restored = [jax.device_put(running[f"leaf_{i}"], leaf.sharding) for i, leaf in enumerate(leaves)]
+        state, history = jax.tree.unflatten(tree, restored), running["history"]
+    devices = 1 if engine.sharding is None else engine.sharding.mesh.size
+    limit = jnp.int32(GENERATIONS_AT_ONCE)
+    # Categories that have stopped leave the devices once they are half of those there; `places` are the others'.
+    left_behind, places = None, np.arange(len(seeds))
+
+    def everyone() -> State:
+        if left_behind is None:
+            return state
+        return jax.tree.map(lambda old, new: jnp.asarray(_replaced(places, np.asarray(old), new)), left_behind, state)
+
+    while (active := np.asarray(engine.active(state))).any():
+        if 2 * devices <= len(places) and 2 * active.sum() <= len(places):
+            left_behind = everyone()
+            stay = np.flatnonzero(active)
+            stay = np.append(stay, np.full(-len(stay) % devices, stay[-1]))
+            places = places[stay]
+            state, rows = jax.tree.map(lambda x, stay=stay: jax.device_put(x[stay], engine.sharding), (state, rows))
+        state, recent = engine.advance(state, *rows, key, limit)
+        nothing = np.full((len(seeds), recent.shape[1]), np.nan, np.float32)
+        history = np.concatenate([history, _replaced(places, nothing, recent)], axis=1)
+        report(history, everyone)
+    return everyone(), history, before
+
+
+def _replaced(places: Int[np.ndarray, " m"], whole: np.ndarray, some: Any) -> np.ndarray:
+    whole = whole.copy()
+    whole[places] = np.asarray(some)
+    return whole
 
 
 def search(
@@ -181,6 +239,7 @@ def search(
     *,
     key: jax.Array,
     config: GAConfig | None = None,
+    seeds: Sequence[Heads] = (),
     store: Store | None = None,
     progress: Progress | None = None,
     mesh: Mesh | None = None,
@@ -193,6 +252,7 @@ def search(
         validation: the same for the split that judges.
         key: randomness; the same key gives the same heads.
         config: operators, budget and metric; None for the defaults.
+        seeds: other heads for the first population; in `dimensions`, as near as those directions come to them.
         store: where finished categories and the state of running ones are kept; a search given the store of an
             interrupted one goes on where that stood.
         progress: called with generations done, generations at most, and the mean validation score so far.
@@ -208,79 +268,71 @@ def search(
     store = {} if store is None else store
     kernel, bias = np.array(heads.kernel, np.float32), np.array(heads.bias, np.float32)
     untuned = problems.untunable(train, validation)
+    tuned = [c for c in range(len(kernel)) if c not in untuned]
     whole = config.dimensions is None  # the genes are kernel and bias themselves, as published
-    space = Space() if config.dimensions is None else problems.principal_space(train, config.dimensions)
+    space = Space() if config.dimensions is None else problems.principal_space(train, config.dimensions, white=True)
     seen_train, seen_validation = (problems.see(split, heads, space) for split in (train, validation))
     unit = np.ones(len(kernel), np.float32) if whole else problems.spread(seen_train)
     num_genes = seen_train.z.shape[-1]
-    start_genes = (
-        np.concatenate([kernel, bias[:, None]], 1) if whole else np.zeros((len(kernel), num_genes), np.float32)
-    )
-    counts = {c: int(seen_train.known[:, c].sum()) for c in range(len(kernel)) if c not in untuned}
-    validation_counts = seen_validation.known.sum(0)
+    population = problems.as_genes([heads, *seeds], space, unit)
 
-    devices = 1 if mesh is None else mesh.shape["data"]
     engine = _engine(config, num_genes, whole, mesh)
-    longest = problems.padded_length(max(counts.values(), default=1))
+    lengths = [problems.padded_length(int(known)) for known in seen_train.known.sum(0)[tuned]]
+    longest = max(lengths, default=1)
     each = 4.0 * (longest * num_genes + 6 * config.population_size * longest + 4 * config.population_size * num_genes)
-    at_once = config.categories_at_once or problems.categories_at_once(each, devices)
+    at_once = config.categories_at_once or problems.categories_at_once(each, 1 if mesh is None else mesh.size)
     before, after = (np.full(len(kernel), np.nan, np.float32) for _ in range(2))
     history = np.full((config.num_generations, len(kernel)), np.nan, np.float32)
-    genes = start_genes.copy()
-    done = 0
+    done, total = 0, config.num_generations * len(tuned)
 
-    for length, group in problems.groups(counts, at_once):
-        name = "group-" + "-".join(map(str, group))
-        results = store.get(name + "-done")
+    for group in problems.groups(seen_train, seen_validation, tuned, at_once):
+        here, size = list(group.categories), len(group.categories)
+        results = store.get(group.name + "-done")
         if results is None:
-            padding = -len(group) % devices
-            members = [*group, *[group[-1]] * padding]
-            longest_validation = problems.padded_length(int(validation_counts[members].max()))
-            rows = [
-                jax.device_put(problems.rows_of(seen, members, size, unit, add_base=not whole), engine.sharding)
-                for seen, size in ((seen_train, length), (seen_validation, longest_validation))
-            ]
-            first = jax.device_put(jnp.asarray(start_genes[members]), engine.sharding)
-            state = engine.start(*rows, first, key)
-            started = np.asarray(state.score)
-            parts: list[np.ndarray] = [np.zeros((len(members), 0), np.float32)]
-            running = store.get(name)
-            if running is not None:
-                leaves, tree = jax.tree.flatten(state)
-                restored = [jax.device_put(running[f"leaf_{i}"], leaf.sharding) for i, leaf in enumerate(leaves)]
-                state, parts = jax.tree.unflatten(tree, restored), [running["history"]]
-            limit, saved = jnp.int32(GENERATIONS_AT_ONCE), time.monotonic()
-            while bool(jnp.any(engine._active(state))):
-                state, recent = engine.advance(state, *rows, key, limit)
-                parts.append(np.asarray(recent))
+            rows = group.rows(
+                seen_train,
+                seen_validation,
+                unit,
+                engine.sharding,
+                add_base=not whole,
+                dtype=jnp.dtype(config.embeddings_dtype).type,
+            )
+            members = [*here, *[here[-1]] * (len(rows[0].base) - size)]
+            saved = time.monotonic()
+
+            def report(
+                scores: np.ndarray, state: Callable[[], State], group: problems.Group = group, done: int = done
+            ) -> None:
+                nonlocal saved
                 if time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
-                    store[name] = _pack(state, parts)
+                    store[group.name] = _pack(state(), scores)
                     saved = time.monotonic()
                 if progress is not None:
-                    so_far = after.copy()
-                    so_far[group] = np.asarray(state.score)[: len(group)]
-                    steps = int(np.asarray(state.generation)[: len(group)].sum())
-                    progress(done + steps, config.num_generations * len(counts), float(np.nanmean(so_far)))
-            results = {
-                "genes": np.asarray(state.genes)[: len(group)],
-                "before": started[: len(group)],
-                "after": np.asarray(state.score)[: len(group)],
-                "history": np.concatenate(parts, axis=1)[: len(group), : config.num_generations],
-            }
-            store[name + "-done"] = results
-        genes[group], before[group], after[group] = results["genes"], results["before"], results["after"]
-        history[: results["history"].shape[1], group] = results["history"].T
-        done += config.num_generations * len(group)
-        if progress is not None:
-            progress(done, config.num_generations * len(counts), float(np.nanmean(after)))
+                    mine, so_far = scores[: len(group.categories)], after.copy()
+                    so_far[list(group.categories)] = np.fmax.reduce(mine, axis=1)
+                    progress(done + int((~np.isnan(mine)).sum()), total, float(np.nanmean(so_far)))
 
-    for c in counts:
-        if whole:
-            kernel[c], bias[c] = genes[c, :-1], genes[c, -1]
-        else:
-            step, shift = space.step(genes[c] * unit[c], c)
-            kernel[c] += step
-            bias[c] += shift
+            state, scores, started = _run_group(engine, rows, population[members], key, store.get(group.name), report)
+            results = {
+                "genes": np.asarray(state.genes)[:size],
+                "before": started[:size],
+                "after": np.asarray(state.score)[:size],
+                "history": scores[:size, : config.num_generations],
+            }
+            store[group.name + "-done"] = results
+        before[here], after[here] = results["before"], results["after"]
+        history[: results["history"].shape[1], here] = results["history"].T
+        for c, genes in zip(here, results["genes"], strict=True):
+            if whole:
+                kernel[c], bias[c] = genes[:-1], genes[-1]
+            else:
+                step, shift = space.step(genes * unit[c], c)
+                kernel[c] += step
+                bias[c] += shift
+        done += config.num_generations * size
+        if progress is not None:
+            progress(done, total, float(np.nanmean(after)))
+
     if config.refit_bias:
-        bias = problems.refit_bias(Heads(kernel, bias), train, sorted(counts))
+        bias = problems.refit_bias(Heads(kernel, bias), train, tuned)
     return Found(Heads(kernel, bias), before, after, history, untuned)

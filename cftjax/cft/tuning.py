@@ -1,29 +1,168 @@
-"""The whole of CFT on arrays: search, polish, choose."""
+"""The whole of CFT on arrays: search and polish in either order, then choose; with a validation split or without."""
 
 from __future__ import annotations
 
-import jax
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
 
+import jax
+import numpy as np
+
+from cftjax.cft import problems
 from cftjax.cft.choose import Chosen, choose
-from cftjax.cft.polish import polish
-from cftjax.cft.search import search
-from cftjax.config import TuningConfig
+from cftjax.cft.polish import Polished, polish
+from cftjax.cft.search import Found, search
+from cftjax.config import ORDERS, TuningConfig
 from cftjax.types import Embeddings, Heads
+
+FOLDS = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """What is learned from and what judges: the two splits, or one fold of the training labels and the rest.
+
+    Attributes:
+        train: the labels to learn from.
+        validation: the labels that judge.
+        start: the heads to begin with.
+        judged: whether `start` may be compared with what comes out: not where it was trained on the labels that judge.
+    """
+
+    train: Embeddings
+    validation: Embeddings
+    start: Heads
+    judged: bool
+
+
+def parts(train: Embeddings, validation: Embeddings | None, heads: Heads, config: TuningConfig) -> list[Part]:
+    """One part where there is a validation split; else one for each fold of the known training labels.
+
+    The backbone and its heads have seen the training labels, so that on a fold of them they look better than they are.
+    Folds therefore start from heads of zero, and pull towards zero alone (`for_parts`).
+
+    Args:
+        train: the training split.
+        validation: the split that judges, or None.
+        heads: as they came with the backbone.
+        config: its order and seed are read.
+
+    Raises:
+        ValueError: for order `search_polish` without a validation split: its search would start from nothing.
+    """
+    if validation is not None:
+        return [Part(train, validation, heads, judged=True)]
+    if config.order != "polish_search":
+        raise ValueError(
+            "without a validation split the heads start from zero, where a search finds nothing: carve a validation "
+            "split (--split.validation-share 0.1), or use --order polish_search (the recipe `default`)"
+        )
+    fold = _folds(train, config.seed)
+    zero = Heads(np.zeros_like(heads.kernel), np.zeros_like(heads.bias))
+    known = np.asarray(train.known, bool)
+    return [
+        Part(
+            dataclasses.replace(train, known=known & (fold != i)),
+            dataclasses.replace(train, known=known & (fold == i)),
+            zero,
+            judged=False,
+        )
+        for i in range(FOLDS)
+    ]
+
+
+def _folds(train: Embeddings, seed: int) -> np.ndarray:
+    """[n c] which fold holds each label: positives and negatives of a category spread alike, or whole patients."""
+    rng = np.random.default_rng(seed)
+    n, c = train.labels.shape
+    if train.groups is not None:
+        member = np.unique(train.groups, return_inverse=True)[1]
+        return np.repeat(rng.permutation(int(member.max()) + 1)[member][:, None] % FOLDS, c, axis=1)
+    order = np.argsort(rng.random((n, c)), axis=0)
+    fold = np.zeros((n, c), np.int8)
+    labels, known = np.asarray(train.labels, bool), np.asarray(train.known, bool)
+    for column in range(c):
+        for value in (True, False):
+            rows = order[:, column]
+            rows = rows[known[rows, column] & (labels[rows, column] == value)]
+            fold[rows, column] = np.arange(len(rows)) % FOLDS
+    return fold
+
+
+def for_parts(config: TuningConfig, found: Sequence[Part]) -> TuningConfig:
+    """The settings that fit the parts: where the start is zero, pulling towards it is pulling towards zero."""
+    if all(part.judged for part in found):
+        return config
+    return dataclasses.replace(config, polish=dataclasses.replace(config.polish, pull_towards=("zero",)))
+
+
+def run_stage(
+    stage: str, part: Part, heads: Heads, config: TuningConfig, key: jax.Array, **options: Any
+) -> Found | Polished:
+    """`ga` or `polish` on one part, from heads; the search sees the start as well."""
+    if stage == "polish":
+        return polish(heads, part.train, part.validation, config=config.polish, **options)
+    seeds = [part.start] if part.judged and heads is not part.start else []
+    return search(heads, part.train, part.validation, key=key, config=config.ga, seeds=seeds, **options)
+
+
+def choose_of(part: Part, candidates: dict[str, Heads], config: TuningConfig) -> Chosen:
+    """The choice on one part; a start that may not be compared is no candidate."""
+    if not part.judged:
+        candidates = {name: heads for name, heads in candidates.items() if name != "backbone"}
+    return choose(candidates, part.train, part.validation, config=config.choose)
+
+
+def combine(chosen: Sequence[Chosen], train: Embeddings, heads: Heads) -> Chosen:
+    """The choices of all parts as one: the mean head of the folds that could judge a category.
+
+    Args:
+        chosen: one per part.
+        train: all training labels, to which the bias is fitted.
+        heads: what a category keeps that no fold could judge.
+    """
+    if len(chosen) == 1:
+        return chosen[0]
+    tuned = [[c for c in range(len(heads.bias)) if c not in one.untuned] for one in chosen]
+    mean = mean_heads([one.heads for one in chosen], tuned, heads)
+    names, untuned = [], {}
+    for c in range(len(heads.bias)):
+        votes = Counter(one.names[c] for one, able in zip(chosen, tuned, strict=True) if c in able)
+        names.append(votes.most_common(1)[0][0] if votes else "backbone")
+        if not votes:
+            untuned[c] = "too few known positives or negatives in train to cross-validate"
+    scores = {name: np.nanmean([one.scores[name] for one in chosen], axis=0) for name in chosen[0].scores}
+    bias = problems.refit_bias(mean, train, [c for c in range(len(names)) if c not in untuned])
+    return Chosen(Heads(mean.kernel, bias), names, scores, untuned)
+
+
+def mean_heads(heads: Sequence[Heads], tuned: Sequence[Sequence[int]], otherwise: Heads) -> Heads:
+    """Per category the mean over those in which it was tuned; where it was in none, its head of `otherwise`."""
+    kernel, bias = np.array(otherwise.kernel, np.float32), np.array(otherwise.bias, np.float32)
+    for c in range(len(bias)):
+        able = [one for one, categories in zip(heads, tuned, strict=True) if c in categories]
+        if able:
+            kernel[c] = np.mean([one.kernel[c] for one in able], axis=0)
+            bias[c] = np.mean([one.bias[c] for one in able])
+    return Heads(kernel, bias)
 
 
 def fine_tune(
     train: Embeddings,
-    validation: Embeddings,
+    validation: Embeddings | None,
     heads: Heads,
     *,
     config: TuningConfig | None = None,
     key: jax.Array | None = None,
 ) -> Chosen:
-    """Fine-tune each category's head on its known training labels, and keep what validation likes best.
+    """Fine-tune each category's head on its known training labels, and keep what validation speaks for.
 
     Args:
         train: z [n d] or [n c d], labels [n c], known [n c].
-        validation: the same for the split that judges.
+        validation: the same for the split that judges. None cross-validates on the known training labels: the new head
+            is the mean of those that five folds find; it is not compared with the old one, which has seen them all.
         heads: the last layer as trained, kernel [c d] and bias [c].
         config: search, polish and choice; None for the defaults, `with_recipe(TuningConfig(), "paper")` as published.
         key: randomness of the search; None for `jax.random.key(config.seed)`.
@@ -34,7 +173,14 @@ def fine_tune(
     """
     config = config or TuningConfig()
     key = jax.random.key(config.seed) if key is None else key
-    found = search(heads, train, validation, key=key, config=config.ga)
-    polished = polish(found.heads, train, validation, config=config.polish)
-    candidates = {"backbone": heads, "ga": found.heads, "polish": polished.heads}
-    return choose(candidates, train, validation, config=config.choose)
+    found = parts(train, validation, heads, config)
+    config = for_parts(config, found)
+    chosen = []
+    for part in found:
+        candidates = {"backbone": part.start}
+        current = part.start
+        for stage in ORDERS[config.order]:
+            current = run_stage(stage, part, current, config, key).heads
+            candidates[stage] = current
+        chosen.append(choose_of(part, candidates, config))
+    return combine(chosen, train, heads)
