@@ -62,7 +62,8 @@ def main() -> None:
                 scores = jax.random.normal(jax.random.key(0), (POPULATION, n))
                 labels = jnp.arange(n) < positives
                 taken = milliseconds(programs(metric, positives), scores, labels, jnp.ones(n, bool))
-                print(f"| {metric} | {n:,} | {positives:,} | " + " | ".join(f"{ms:.2f}" for ms in taken.values()) + " |")
+                row = [metric, f"{n:,}", f"{positives:,}", *(f"{ms:.2f}" for ms in taken.values())]
+                print(f"| {' | '.join(row)} |")
 
 
 if __name__ == "__main__":

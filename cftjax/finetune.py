@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import tyro
 
-from cftjax import cli, devices, embedding, report, runs, storage
+from cftjax import cli, devices, embedding, metrics, report, runs, storage
 from cftjax.cft import tuning
 from cftjax.config import ORDERS, TuningConfig, with_recipe
 from cftjax.data import labels as label_values
@@ -191,7 +191,8 @@ def _tune_stage(
             {"pull": np.array([one.pulls for one in found]), "step": np.array([one.steps for one in found])},
         )
     else:
-        history = np.nanmean([np.concatenate([one.before[None], one.history]) for one in found], axis=0)
+        each = np.stack([np.concatenate([one.before[None], one.history]) for one in found], axis=-1)
+        history = np.asarray(metrics.mean_defined(each))  # NaN where a category has stopped in every fold
         storage.write_arrays(folder / "history.npz", {"generation": np.arange(len(history)), "score": history})
     files = _part_files(folder, len(parts))
     for file, one in zip(files, found, strict=True):

@@ -51,9 +51,9 @@ def test_a_run_interrupted_in_every_stage_ends_with_the_same_scores(run, tmp_pat
     for module, name in (
         (train.training, "fit"),
         (train.embedding, "embed"),
-        (finetune, "search"),
-        (finetune, "polish"),
-        (finetune, "choose"),
+        (finetune.tuning, "polish"),
+        (finetune.tuning, "search"),
+        (finetune.tuning, "choose"),
         (finetune.report, "write"),
     ):
         with monkeypatch.context() as patch:
@@ -76,10 +76,10 @@ def test_the_report_has_every_key_and_figure_promised(run):
 
 
 def test_other_search_settings_leave_the_backbone_and_embeddings_alone(run, tmp_path, monkeypatch, capsys):
-    kept = ["backbone/history.json", "embeddings/train/z.npy", "heads/ga/heads.npz"]
+    kept = ["backbone/history.json", "embeddings/train/z.npy", "heads/polish/heads.npz"]
     before = [(run / name).stat().st_mtime_ns for name in kept]
-    call(monkeypatch, train.main, "--workdir", run, *SMALL, "--polish.num-steps", "10")
-    assert "heads/polish: made anew, since num_steps: 20 -> 10" in capsys.readouterr().out
+    call(monkeypatch, train.main, "--workdir", run, *SMALL, "--ga.patience", "10")
+    assert "heads/ga: made anew, since patience: 60 -> 10" in capsys.readouterr().out
     assert [(run / name).stat().st_mtime_ns for name in kept] == before
 
 
