@@ -25,6 +25,11 @@ class ImageError(ValueError):
     """An image file that cannot be used; the message names the file and the mend."""
 
 
+def stopped_by(error: ImageError) -> ImageError:
+    """The error of an image that stops a run, which tells how to go on without the image."""
+    return ImageError(f"{error} To leave out every image that cannot be opened: --data.on-bad-image skip.")
+
+
 @contextlib.contextmanager
 def decoding_at(min_size: int) -> Iterator[None]:
     """Within it and its thread, `open_image` decodes at reduced scale where both sides keep `min_size` pixels.
