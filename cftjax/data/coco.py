@@ -74,8 +74,7 @@ class CocoData:
             paths = [posixpath.join(folder, image.file_name) if image.file_name else "" for image in content.images]
             listings[split] = instances.Listing(file.name, columns, paths, *pairs)
         instances.refuse_other_categories(list(listings.values()), problems)
-        problems.raise_if_any()
-        if self.check_files:
+        if self.check_files and not problems:
             for name in sources.values():
                 require(images / f"{name}{self.year}")
         names = instances.image_names(list(listings.values()), images, "file_name", problems, self.check_files)
@@ -87,4 +86,5 @@ class CocoData:
             labels = types.Labels(positive, np.ones_like(positive), np.zeros_like(positive))
             splits[split] = types.Records(files.ImageFiles(images, own), labels, own)
         categories = tuple(name for _, name in listings["train"].columns)
+        files.warn_of_absent(root, categories, splits["train"].labels.labels)
         return types.Dataset(categories, splits, files.fingerprint(categories, splits))

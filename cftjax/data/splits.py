@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped, UInt8
@@ -96,7 +96,7 @@ def select(records: types.Records, rows: Int[np.ndarray, " m"]) -> types.Records
     """
     return dataclasses.replace(
         records,
-        image=_SelectedImage(records.image, rows),
+        image=SelectedImage(records.image, rows),
         labels=records.labels.take(rows),
         names=[records.names[int(row)] for row in rows],
         groups=None if records.groups is None else records.groups[rows],
@@ -125,7 +125,8 @@ def stratify(
         The rows drawn, ascending.
     """
     rng = np.random.Generator(np.random.PCG64(seed))
-    n, c = np.shape(positive)
+    shape: Any = positive.shape  # SciPy declares that it may be None
+    n, c = shape
     unit = np.arange(n) if groups is None else np.unique(groups, return_inverse=True)[1]
     sizes = np.bincount(unit)
     rows, categories = positive.nonzero()
@@ -203,8 +204,13 @@ def _carve(train: types.Records, config: SplitConfig) -> Int[np.ndarray, " v"]:
 
 
 @dataclasses.dataclass(frozen=True)
-class _SelectedImage:
-    """Opens the image of a selected row; a class and not a closure, so that worker processes can receive it."""
+class SelectedImage:
+    """Opens the image of a selected row; a class and not a closure, so that worker processes can receive it.
+
+    Attributes:
+        image: opens the image of a row before the selection.
+        rows: [m] the row before the selection of each row after it.
+    """
 
     image: Callable[[int], UInt8[np.ndarray, "h w 3"]]
     rows: Int[np.ndarray, " m"]
