@@ -223,6 +223,14 @@ def test_faults_of_annotations_and_of_paths_come_in_one_message(tmp_path):
         assert part in message
 
 
+def test_faults_of_both_files_come_in_one_message(tmp_path):
+    root = write(tmp_path, {"images": [], "categories": []})
+    (root / "annotations/instances_val2014.json").write_text("{")
+    message = refusal(root)
+    assert "instances_train2014.json: Object missing required field `annotations`" in message
+    assert "instances_val2014.json: the file ends too early" in message
+
+
 def test_a_category_that_no_training_image_shows_is_named_in_a_warning(tmp_path):
     categories = [*CATEGORIES, {"id": 9, "name": "unicorn"}]
     root = write(tmp_path, TRAIN | {"categories": categories}, VAL | {"categories": categories})

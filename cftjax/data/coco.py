@@ -64,15 +64,15 @@ class CocoData:
             sources = {"train": "train", "validation": "val", "test": "test"}
         problems = Problems(root / "annotations")
         listings = {}
-        for split, name in sources.items():
-            file = root / f"annotations/instances_{name}{self.year}.json"
-            content = instances.read_json(file, Instances)
+        paths = [root / f"annotations/instances_{name}{self.year}.json" for name in sources.values()]
+        contents = instances.read_all(paths, Instances)
+        for (split, name), file, content in zip(sources.items(), paths, contents, strict=True):
             columns = instances.category_columns(content.categories, file.name, problems)
             rows = instances.image_rows([image.id for image in content.images], file.name, problems)
             pairs = instances.annotated(content.annotations, rows, columns, file.name, problems)
             folder = f"{name}{self.year}"
-            paths = [posixpath.join(folder, image.file_name) if image.file_name else "" for image in content.images]
-            listings[split] = instances.Listing(file.name, columns, paths, *pairs)
+            own = [posixpath.join(folder, image.file_name) if image.file_name else "" for image in content.images]
+            listings[split] = instances.Listing(file.name, columns, own, *pairs)
         instances.refuse_other_categories(list(listings.values()), problems)
         if self.check_files and not problems:
             for name in sources.values():

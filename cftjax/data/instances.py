@@ -79,6 +79,23 @@ def read_json(path: Path, kind: type[T]) -> T:
         raise DataError(f"{path}: {reason}, at byte {byte} (line {line}); copy or download it again.") from error
 
 
+def read_all(paths: Sequence[Path], kind: type[T]) -> list[T]:
+    """Decode several JSON files.
+
+    Raises:
+        DataError: what is wrong with each of them, as `read_json` says it.
+    """
+    contents, refused = [], []
+    for path in paths:
+        try:
+            contents.append(read_json(path, kind))
+        except DataError as error:
+            refused.append(str(error))
+    if refused:
+        raise DataError("\n".join(refused))
+    return contents
+
+
 def category_columns(categories: Sequence[Category], file: str, problems: Problems) -> list[tuple[int, str]]:
     """Id and name of each category, by ascending id; the ids may have holes."""
     if not categories:
