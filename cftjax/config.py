@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import field
-from typing import Generic, Literal, TypeVar
+from typing import Annotated, Generic, Literal, TypeVar
+
+import tyro
 
 from cftjax.data.splits import SplitConfig
 
@@ -114,7 +116,10 @@ class InputConfig:
     """Keep opened and resized images, for sets that fit; `crop` then cuts from the resized image."""
     cache_dir: str | None = None
     """The folder of the cache on disk."""
-    on_bad_image: Literal["raise", "skip"] = "raise"
+    # Images belong to the data for a person who mends them, whichever stage opens them.
+    on_bad_image: Annotated[Literal["raise", "skip"], tyro.conf.arg(name="data.on-bad-image", prefix_name=False)] = (
+        "raise"
+    )
     """Stop at an image that cannot be opened, or leave it out and report its name."""
 
     def __post_init__(self) -> None:

@@ -5,6 +5,8 @@ Without a configuration it trains on digits drawn on the spot, a minute or two o
 
 from __future__ import annotations
 
+import dataclasses
+
 from cftjax import cli, embedding, finetune, runs, storage, training
 from cftjax.data import splits
 from cftjax.default import get_config
@@ -25,7 +27,9 @@ def main() -> None:
         if prepared.validation_rows is not None:
             storage.write_arrays(run.folder / "validation_rows.npz", {"rows": prepared.validation_rows})
 
-        trained_with = [config.labels, config.input, config.backbone, config.training, config.seed]
+        # Not what happens to bad images: a run that one has stopped goes on without it, and keeps what is done.
+        given = dataclasses.replace(config.input, on_bad_image="raise")
+        trained_with = [config.labels, given, config.backbone, config.training, config.seed]
         with run.stage("backbone", trained_with, [dataset.fingerprint]) as trained:
             if not trained.complete:
                 training.fit(dataset, config, trained.folder)
