@@ -16,6 +16,7 @@ import time
 import numpy as np
 import torch  # pyright: ignore[reportMissingImports]
 from mlcpl import cft, losses, metrics  # pyright: ignore[reportMissingImports]
+from mlcpl.cft import core  # pyright: ignore[reportMissingImports]
 
 
 def main() -> None:
@@ -36,10 +37,12 @@ def main() -> None:
     if given.method == "ga":
         optimizer = cft.GAForLinear(device="cpu", metric=score)
     else:
-        loss = losses.PartialBCEWithLogitLoss() if given.method == "bce" else losses.PartialAsymmetricWithLogitLoss()
-        optimizer = cft.BP(
-            device="cpu", loss_fn=loss, optimizer_class=torch.optim.Adam, optimizer_kwargs={"lr": 1e-4}
+        loss = (
+            losses.PartialBCEWithLogitLoss()
+            if given.method == "bce"
+            else losses.PartialAsymmetricWithLogitLoss(clip=0.05, gamma_neg=4)
         )
+        optimizer = cft.BP(device="cpu", loss_fn=loss, optimizer_class=torch.optim.Adam, optimizer_kwargs={"lr": 1e-4})
     num = given.categories or len(kernel)
     seconds, steps = np.zeros(num), np.zeros(num, int)
     history = np.full((given.steps, num), np.nan, np.float32)
@@ -48,7 +51,7 @@ def main() -> None:
         head.weight.data, head.bias.data = kernel[c : c + 1].clone(), bias[c : c + 1].clone()
         begun = time.perf_counter()
         with contextlib.redirect_stdout(io.StringIO()):
-            found, records = cft.finetune_head(
+            found, records = core.finetune_head(
                 head,
                 training_data=(arrays["train_z"], arrays["train_labels"][:, c : c + 1]),
                 validation_data=(arrays["validation_z"], arrays["validation_labels"][:, c : c + 1]),

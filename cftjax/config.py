@@ -164,7 +164,7 @@ class GAConfig:
     mutation_scale: float = 0.05
     """Half width of the uniform step, or first standard deviation of the normal one; with `dimensions`, in units of the
     spread of the category's logits."""
-    row_share: float = 1.0
+    row_share: float = 0.5
     """The share of the known training rows that a generation is scored on, drawn anew for each, against overfitting."""
     seeds: tuple[Literal["shrunken", "gradient"], ...] = ()
     """What joins copies of the head in the first population: the head halved and left out (with `dimensions` in those
@@ -306,6 +306,7 @@ def with_recipe(config: T, recipe: str) -> T:
         mutation="uniform",
         mutation_rate=0.5,
         mutation_scale=0.001,
+        row_share=1.0,
         refit_bias=False,
     )
     polish = PolishConfig(

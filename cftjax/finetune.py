@@ -30,7 +30,8 @@ class Finetuning(TuningConfig):
     """Tune the last layer of a model trained anywhere, from its embeddings.
 
     The .npz holds train_z [n d] (or [n c d]), train_labels [n c] (1, 0, NaN where unknown), validation_z,
-    validation_labels, kernel [c d], bias [c], and optionally test_z, test_labels and categories [c].
+    validation_labels, kernel [c d], bias [c], and optionally test_z, test_labels and categories [c]. Without
+    validation_z the known training labels are cross-validated.
     """
 
     file: Annotated[Path, tyro.conf.Positional] = Path("embeddings.npz")
@@ -105,7 +106,7 @@ def tune(run: Run, config: TuningConfig, made_from: Sequence[str], records: Reco
         records: the images of the test split, for a sheet of them in the report.
 
     Returns:
-        The content of report/metrics.json.
+        The content of report/metrics.json; empty where neither validation nor test is there to report on.
     """
     embeddings = {split: run.embeddings(split) for split in SPLITS if (run.folder / "embeddings" / split).is_dir()}
     train, backbone = embeddings["train"], run.heads("backbone")
@@ -128,10 +129,15 @@ def tune(run: Run, config: TuningConfig, made_from: Sequence[str], records: Reco
             each = [tuning.choose_of(part, named, config) for part, named in zip(parts, candidates, strict=True)]
             chosen = tuning.combine(each, train, backbone)
             untuned = {run.categories[c]: reason for c, reason in chosen.untuned.items()}
-            storage.write_json(final.folder / "chosen.json", {"chosen": chosen.names, "untuned": untuned})
+            judged = {name: [None if np.isnan(x) else float(x) for x in each] for name, each in chosen.scores.items()}
+            content = {"chosen": chosen.names, "untuned": untuned, "scores": judged}
+            storage.write_json(final.folder / "chosen.json", content)
             storage.write_heads(final.folder / "heads.npz", chosen.heads)
             storage.write_heads(run.folder / "heads.npz", chosen.heads)
 
+    if not any(split in embeddings for split in report.SPLITS):
+        _say_cross_validated(run, config)
+        return {}
     with run.stage("report", [config.report, config.choose.metric], [final.key]) as reported:
         if not reported.complete:
             choice = storage.read_json(run.folder / "heads" / "final" / "chosen.json")
@@ -150,6 +156,19 @@ def tune(run: Run, config: TuningConfig, made_from: Sequence[str], records: Reco
                 seed=config.seed,
             )
     return storage.read_json(run.folder / "report" / "metrics.json")
+
+
+def _say_cross_validated(run: Run, config: TuningConfig) -> None:
+    """What the folds say, where no split is left for a report."""
+    choice = storage.read_json(run.folder / "heads" / "final" / "chosen.json")
+    means = []
+    for name, scores in choice["scores"].items():
+        defined = [score for score in scores if score is not None]
+        means.append(f"{name} {100 * np.mean(defined):.2f}" if defined else f"{name} undefined")
+    print(f"Cross-validated m{config.choose.metric} on the known training labels: {', '.join(means)}.")
+    print("No report: the old heads have seen these labels, so that before and after need a validation or test split.")
+    for category, reason in choice["untuned"].items():
+        print(f"Left as before: {category} ({reason}).")
 
 
 def _part_files(folder: Path, num: int) -> list[Path]:
@@ -218,8 +237,10 @@ def main() -> None:
         with run.stage("heads/backbone", [], [digest]) as stage:
             if not stage.complete:
                 storage.write_heads(stage.folder / "heads.npz", heads)
-        tune(run, config, [*keys, stage.key])
-    print(f"Report: {run.folder / 'report'}   New last layer: {run.folder / 'heads.npz'}")
+        reported = tune(run, config, [*keys, stage.key])
+    if reported:
+        print(f"Report: {run.folder / 'report'}")
+    print(f"New last layer: {run.folder / 'heads.npz'}")
 
 
 if __name__ == "__main__":

@@ -185,7 +185,7 @@ def write(
     Args:
         folder: where to; made if need be.
         categories: names, length c.
-        embeddings: train, validation and, where there is one, test.
+        embeddings: train, and of validation and test those that there are, one at least.
         heads: of the stages backbone, ga, polish and final.
         chosen: for each category the candidate that became final.
         untuned: category -> why it stayed as it was.
@@ -252,12 +252,14 @@ def _check(
 ) -> None:
     """Refuse what does not belong together before anything is measured or written."""
     for needed, given, kind in (
-        (("train", "validation"), embeddings, "split"),
+        (("train",), embeddings, "split"),
         (STAGES, heads, "stage"),
     ):
         missing = [name for name in needed if name not in given]
         if missing:
             raise ValueError(f"the report lacks the {kind} {', '.join(missing)}: give {', '.join(needed)}")
+    if not any(split in embeddings for split in SPLITS):
+        raise ValueError("the report needs a split that nothing was learned from: give test, or at least validation")
     counts = {"chosen": len(chosen)}
     counts |= {f"heads {stage}": len(heads[stage].bias) for stage in STAGES}
     counts |= {f"embeddings {split}": x.labels.shape[1] for split, x in embeddings.items()}

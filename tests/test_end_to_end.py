@@ -113,6 +113,29 @@ def test_a_run_opens_in_a_notebook_and_another_one_is_made_from_its_embeddings(r
         assert heads["bias"].shape == (10,)
 
 
+def test_without_a_validation_split_the_last_layer_is_cross_validated(run, tmp_path, monkeypatch, capsys):
+    opened = cftjax.open_run(run)
+    arrays = dict(opened.heads("backbone").__dict__)
+    for name in ("train", "test"):
+        split = opened.embeddings(name)
+        arrays[f"{name}_z"] = split.z
+        arrays[f"{name}_labels"] = np.where(split.known, split.labels, np.nan).astype(np.float32)
+    tuning = [word for pair in OPTIONS.items() if pair[0][2:].startswith(("ga", "polish", "report")) for word in pair]
+    np.savez(tmp_path / "tested.npz", **arrays)
+    call(monkeypatch, finetune.main, tmp_path / "tested.npz", "--workdir", tmp_path / "tested", *tuning)
+    reported = json.loads((tmp_path / "tested" / "report" / "metrics.json").read_text())
+    assert reported["test"]["final"]["mAP"] > reported["test"]["backbone"]["mAP"]
+    assert "validation" not in reported
+
+    np.savez(tmp_path / "alone.npz", **{name: x for name, x in arrays.items() if not name.startswith("test")})
+    capsys.readouterr()
+    call(monkeypatch, finetune.main, tmp_path / "alone.npz", "--workdir", tmp_path / "alone", *tuning)
+    assert "Cross-validated mAP on the known training labels: polish" in capsys.readouterr().out
+    assert not (tmp_path / "alone" / "report").exists()
+    with np.load(tmp_path / "alone" / "heads.npz") as a, np.load(tmp_path / "tested" / "heads.npz") as b:
+        np.testing.assert_array_equal(a["kernel"], b["kernel"])
+
+
 def test_changed_data_are_refused_with_what_changed(run, monkeypatch):
     with pytest.raises(ValueError, match=r"other data \(seed: 0 -> 3\)"):
         call(monkeypatch, train.main, "--workdir", run, *SMALL, "--data.seed", "3")

@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 
 from cftjax import metrics
 from cftjax.cft import polish as polishing
-from cftjax.cft import problems
+from cftjax.cft import problems, spaces
 from cftjax.cft.choose import choose
 from cftjax.config import PolishConfig
 from cftjax.types import Embeddings, Heads
@@ -36,7 +36,7 @@ def test_validation_rises_and_the_score_reported_is_that_of_the_head_returned(po
 
 def rows_of_one_category(category):
     zero = Heads(np.zeros((3, 5), np.float32), np.zeros(3, np.float32))
-    seen = problems.see(TRAIN, zero, problems.Space())
+    seen = spaces.see(TRAIN, zero, spaces.Space())
     return jax.tree.map(
         lambda x: x[0], problems.rows_of(seen, [category], problems.Shape(256, 0), np.ones(3, np.float32))
     )
@@ -55,7 +55,7 @@ def test_newton_reaches_the_logistic_regression_of_scikit_learn():
 
 
 def test_pulls_towards_the_start_and_towards_zero_reach_the_least_objective():
-    seen = problems.see(TRAIN, toy.heads(), problems.Space())
+    seen = spaces.see(TRAIN, toy.heads(), spaces.Space())
     packed = problems.rows_of(seen, [0], problems.Shape(256, 0), np.ones(3, np.float32))
     rows = jax.tree.map(lambda x: jnp.asarray(x[0]), packed)
     towards, l2 = jnp.float32([1, 0]), jnp.float32([0.02, 0.02])

@@ -6,7 +6,7 @@ import pytest
 import toy
 
 from cftjax import metrics
-from cftjax.cft import problems
+from cftjax.cft import problems, spaces
 from cftjax.cft import search as searching
 from cftjax.config import GAConfig
 from cftjax.types import Embeddings, Heads
@@ -109,7 +109,7 @@ def test_a_search_stops_after_its_patience():
 
 def test_best_fitness_on_train_never_falls_under_the_published_operators():
     engine = searching._engine(PAPER, toy.DIM, True, None)
-    seen = [problems.see(s, toy.heads(), problems.Space()) for s in (TRAIN, VALIDATION)]
+    seen = [spaces.see(s, toy.heads(), spaces.Space()) for s in (TRAIN, VALIDATION)]
     rows = [problems.rows_of(s, [0], problems.Shape(256, 64), np.ones(3, np.float32), add_base=False) for s in seen]
     genes = np.append(toy.heads().kernel[0], 0.0).astype(np.float32)[None, None]
     state = engine.start(*rows, genes, KEY)
@@ -156,8 +156,8 @@ def test_the_refitted_bias_gives_the_known_share_of_positives():
 
 
 def test_principal_directions_are_white_and_steps_translate_to_kernels():
-    space = problems.principal_space(TRAIN, 4, white=True)
-    seen = problems.see(TRAIN, toy.heads(), space)
+    space = spaces.principal_space(TRAIN, 4, white=True)
+    seen = spaces.see(TRAIN, toy.heads(), space)
     np.testing.assert_allclose(np.cov(seen.z.T, bias=True), np.eye(4), atol=1e-3)
     genes = np.array([1.0, -0.5, 0.2, 2.0], np.float32)
     kernel, shift = space.step(genes, 0)
@@ -168,18 +168,18 @@ def test_principal_directions_are_white_and_steps_translate_to_kernels():
 
 def test_coordinates_for_a_ridge_keep_their_proportions_and_vary_by_one_together():
     train = dataclasses.replace(TRAIN, z=TRAIN.z * np.float32([1, 5, 0.2, 1, 0]))
-    space = problems.principal_space(train, None, white=False)
-    z = problems.see(train, toy.heads(), space).z
+    space = spaces.principal_space(train, None, white=False)
+    z = spaces.see(train, toy.heads(), space).z
     varying = train.z[:, :4]
     correlation = np.corrcoef(varying.T) * 4 / 5  # the fifth dimension never varies, and counts with nothing
     np.testing.assert_allclose(np.sort(np.var(z, axis=0)), np.sort(np.linalg.eigvalsh(correlation)) / 4, atol=1e-4)
 
 
 def test_other_heads_become_the_nearest_genes():
-    everything = problems.principal_space(TRAIN, None, white=True)
+    everything = spaces.principal_space(TRAIN, None, white=True)
     other = toy.heads(seed=8)
     unit = np.float32([0.5, 1, 2])
-    genes = problems.as_genes([toy.heads(), other], everything, unit)
+    genes = spaces.as_genes([toy.heads(), other], everything, unit)
     np.testing.assert_array_equal(genes[:, 0], 0)
     for c in range(3):
         step, _ = everything.step(genes[c, 1] * unit[c], c)
@@ -202,7 +202,7 @@ def test_padding_wastes_less_than_a_fifth_and_groups_hold_one_shape():
     rng = np.random.default_rng(0)
     known = rng.random((6000, 40)) < np.linspace(0.05, 0.8, 40)
     labels = rng.random((6000, 40)) < 0.1
-    seen = problems.Seen(np.zeros((6000, 1), np.float32), np.zeros((6000, 40), np.float32), labels, known)
+    seen = spaces.Seen(np.zeros((6000, 1), np.float32), np.zeros((6000, 40), np.float32), labels, known)
     groups = problems.groups(seen, seen, range(40), 4)
     assert sorted(c for group in groups for c in group.categories) == list(range(40))
     assert len({group.name for group in groups}) == len(groups)
@@ -218,7 +218,7 @@ def test_padding_wastes_less_than_a_fifth_and_groups_hold_one_shape():
 
 
 def test_packed_rows_hold_the_positives_first():
-    seen = problems.see(TRAIN, toy.heads(), problems.Space())
+    seen = spaces.see(TRAIN, toy.heads(), spaces.Space())
     shape = problems.Shape(256, 64)
     rows = problems.rows_of(seen, [1], shape, np.ones(3, np.float32))
     known = TRAIN.known[:, 1]
@@ -249,3 +249,71 @@ def test_embeddings_in_bfloat16_rank_nearly_alike(found):
     half = searching.search(toy.heads(), TRAIN, VALIDATION, key=KEY, config=config)
     np.testing.assert_allclose(half.before, found["ours"].before, atol=0.03)
     assert (scores(half.heads, VALIDATION) > half.before).all()
+
+
+def test_rows_drawn_for_a_generation_leave_every_category_something_to_rank():
+    rows = spaces_rows(share_of_positives=0.02)
+    some = searching._some_rows(rows, jax.random.key(0), 0.3)
+    where = np.asarray(some.where)
+    assert 0.2 * rows.where.sum() < where.sum() < 0.45 * rows.where.sum()
+    assert not (where & ~rows.where).any()
+    none = searching._some_rows(rows, jax.random.key(0), 1e-6)
+    np.testing.assert_array_equal(none.where, rows.where)
+
+
+def spaces_rows(share_of_positives):
+    rng = np.random.default_rng(0)
+    labels, where = rng.random((1, 512)) < share_of_positives, np.arange(512)[None] < 400
+    return problems.Rows(np.zeros((1, 512, 2), np.float32), np.zeros((1, 512), np.float32), labels, where, 0)
+
+
+def test_restarts_go_on_where_patience_has_run_out():
+    config = dataclasses.replace(OURS, patience=4, num_generations=100)
+    once = searching.search(toy.heads(), TRAIN, VALIDATION, key=KEY, config=config)
+    again = searching.search(toy.heads(), TRAIN, VALIDATION, key=KEY, config=dataclasses.replace(config, restarts=3))
+    generations = [(~np.isnan(result.history)).sum(0) for result in (once, again)]
+    assert (generations[1] >= generations[0] + 4).all()
+    assert (again.after >= once.after).all()
+
+
+def test_seeds_begin_the_search_further_on():
+    config = dataclasses.replace(OURS, num_generations=1, mutation_scale=1e-6, row_share=1.0)
+    alone, seeded = (
+        searching.search(toy.heads(), TRAIN, VALIDATION, key=KEY, config=dataclasses.replace(config, seeds=seeds))
+        for seeds in ((), ("shrunken", "gradient"))
+    )
+    np.testing.assert_allclose(alone.after, alone.before, atol=1e-3)
+    assert (seeded.after > seeded.before).all()
+
+
+def test_a_gradient_step_lowers_the_loss_of_the_known_labels():
+    seen = spaces.see(TRAIN, toy.heads(), spaces.Space())
+    for c in range(3):
+        rows = TRAIN.known[:, c]
+        z, signs = TRAIN.z[rows], np.where(TRAIN.labels[rows, c], -1, 1)
+        before = np.logaddexp(0, signs * seen.base[rows, c]).mean()
+        after = np.logaddexp(0, signs * (seen.base[rows, c] + z @ spaces.gradient_step(seen, c))).mean()
+        assert after < before - 0.01
+
+
+def test_directions_of_the_same_embeddings_are_computed_once_and_anew_when_they_change():
+    z = TRAIN.z.copy()
+    first = spaces.leading_directions(z, 3)
+    assert spaces.leading_directions(z, 2)[0].mean is first[0].mean
+    z *= 2
+    np.testing.assert_allclose(spaces.leading_directions(z, 3)[0].mean, 2 * first[0].mean, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"population_size": 1}, "population-size 1"),
+        ({"patience": 0}, "patience"),
+        ({"row_share": 0.0}, "row-share 0.0"),
+        ({"crossover_rate": 1.5}, "crossover-rate 1.5"),
+        ({"dimensions": 0}, "dimensions 0"),
+    ],
+)
+def test_settings_out_of_range_are_refused_by_name(changes, message):
+    with pytest.raises(ValueError, match=message):
+        GAConfig(**changes)

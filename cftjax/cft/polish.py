@@ -22,9 +22,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, Int
 
 from cftjax import losses
-from cftjax.cft import picking, problems
-from cftjax.cft.problems import Rows, Space
+from cftjax.cft import picking, problems, spaces
+from cftjax.cft.problems import Rows
 from cftjax.cft.search import Progress, Store
+from cftjax.cft.spaces import Space
 from cftjax.config import PolishConfig
 from cftjax.types import Embeddings, Heads
 
@@ -234,8 +235,8 @@ def polish(
     untuned = problems.untunable(train, validation)
     tuned = [c for c in range(len(kernel)) if c not in untuned]
     whole = config.dimensions is None
-    space = Space() if whole else problems.principal_space(train, config.dimensions, white=False)
-    seen_train, seen_validation = (problems.see(split, heads, space) for split in (train, validation))
+    space = Space() if whole else spaces.principal_space(train, config.dimensions, white=False)
+    seen_train, seen_validation = (spaces.see(split, heads, space) for split in (train, validation))
     unit = np.ones(len(kernel), np.float32)
 
     sharding = None if mesh is None else NamedSharding(mesh, PartitionSpec("data"))
@@ -275,7 +276,7 @@ def polish(
 def _picked(
     found: dict[int, dict[str, Any]],
     candidates: list[Pull],
-    validation: problems.Seen,
+    validation: spaces.Seen,
     config: PolishConfig,
     groups: np.ndarray | None,
 ) -> dict[int, int | None]:
@@ -292,7 +293,7 @@ def _judged(
     found: dict[str, Any],
     category: int,
     candidates: list[Pull],
-    validation: problems.Seen,
+    validation: spaces.Seen,
     config: PolishConfig,
     groups: np.ndarray | None,
 ) -> picking.Judged:

@@ -1,4 +1,4 @@
-"""What the search and the polish see of the embeddings: per category its known rows, packed, in chosen coordinates."""
+"""What search and polish see of the embeddings: per category its known rows, packed, in the coordinates of a space."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from jaxtyping import Bool, Float, Num
 from scipy import special
 
 from cftjax.cft import ranking
+from cftjax.cft.spaces import ROWS_AT_ONCE, Seen
 from cftjax.config import Metric
 from cftjax.types import Array, Embeddings, Heads
 
-ROWS_AT_ONCE = 16384
 # With more positives than this, or than one row in sixteen, sorting is faster than counting (benchmarks/ranking.py).
 COUNTED_POSITIVES = 128
 
@@ -61,134 +61,6 @@ def ranking_scores(metric: Metric, rows: Rows, scores: Float[jax.Array, "g p k"]
 
     arguments = scores, jnp.asarray(rows.labels), jnp.asarray(rows.where)
     return jax.lax.platform_dependent(*arguments, cpu=one_by_one, default=jax.vmap(of_one))
-
-
-@dataclasses.dataclass(frozen=True)
-class Space:
-    """Coordinates for a step away from a head: `kernel = start + directions @ genes`.
-
-    The directions are whitened on the training embeddings, so that one unit of a gene moves the scores of typical
-    rows by about one. Without directions the genes are the step itself.
-
-    Attributes:
-        directions: [d r], or [c d r] for embeddings per category, or None.
-        mean: [d] or [c d]; scores are centred on it so that a gene does not move all scores together.
-    """
-
-    directions: np.ndarray | None = None
-    mean: np.ndarray | None = None
-
-    def step(self, genes: Float[np.ndarray, " r"], category: int) -> tuple[Float[np.ndarray, " d"], float]:
-        """What genes [r] add to a category's kernel [d] and bias."""
-        if self.directions is None or self.mean is None:
-            return genes, 0.0
-        one_for_all = self.directions.ndim == 2
-        kernel = (self.directions if one_for_all else self.directions[category]) @ genes
-        return kernel, -float((self.mean if one_for_all else self.mean[category]) @ kernel)
-
-
-@dataclasses.dataclass(frozen=True)
-class Seen:
-    """A split in the coordinates of a space: all its rows, and the scores that genes are added to.
-
-    Attributes:
-        z: [n r], or [n c r] for embeddings per category.
-        base: [n c] logits of the heads it starts from.
-        labels: [n c] bool.
-        known: [n c] bool.
-    """
-
-    z: Array
-    base: Float[np.ndarray, "n c"]
-    labels: Bool[Array, "n c"]
-    known: Bool[Array, "n c"]
-
-
-def see(split: Embeddings, heads: Heads, space: Space) -> Seen:
-    """Project a split once, in blocks, so that memory stays bounded by the coordinates and not by the embeddings."""
-    kernel, bias = np.asarray(heads.kernel, np.float32), np.asarray(heads.bias, np.float32)
-    labels, known = np.asarray(split.labels, bool), np.asarray(split.known, bool)
-    n, c = labels.shape
-    base = np.empty((n, c), np.float32)
-    shared = split.z.ndim == 2
-    mean, directions = space.mean, space.directions
-    z = split.z if directions is None else np.empty((*split.z.shape[:-1], directions.shape[-1]), np.float32)
-    for start in range(0, n, ROWS_AT_ONCE):
-        rows = slice(start, start + ROWS_AT_ONCE)
-        block = np.asarray(split.z[rows], np.float32)
-        base[rows] = (block @ kernel.T if shared else np.einsum("ncd,cd->nc", block, kernel)) + bias
-        if directions is not None and mean is not None:
-            centred = block - mean
-            z[rows] = centred @ directions if shared else np.einsum("ncd,cdr->ncr", centred, directions)
-    return Seen(z, base, labels, known)
-
-
-def _moments(z: Num[Array, "n d"]) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, "d d"]]:
-    """Mean and covariance, read in blocks."""
-    n, d = z.shape
-    mean, covariance = np.zeros(d), np.zeros((d, d), np.float32)
-    for start in range(0, n, ROWS_AT_ONCE):
-        mean += np.asarray(z[start : start + ROWS_AT_ONCE], np.float32).sum(0, dtype=np.float64) / n
-    for start in range(0, n, ROWS_AT_ONCE):
-        block = np.asarray(z[start : start + ROWS_AT_ONCE], np.float32) - mean.astype(np.float32)
-        covariance += block.T @ block / n
-    return mean.astype(np.float32), covariance
-
-
-def _leading(matrix: Float[np.ndarray, "d d"], num: int) -> tuple[Float[np.ndarray, " r"], Float[np.ndarray, "d r"]]:
-    """The largest eigenvalues of a covariance and their vectors, at most `num`, without those that are rounding."""
-    values, vectors = np.linalg.eigh(matrix.astype(np.float64))
-    order = np.argsort(values)[::-1][:num]
-    order = order[values[order] > values[order[0]] * 1e-7]
-    # The sign of an eigenvector is arbitrary; fixing it keeps results the same across linear-algebra libraries.
-    vectors = vectors[:, order] * np.sign(vectors[np.abs(vectors[:, order]).argmax(0), order])
-    return values[order], vectors
-
-
-def _directions(z: Num[Array, "n d"], num: int, white: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Mean [d] and directions [d r] of one set of embeddings."""
-    mean, covariance = _moments(z)
-    if white:
-        values, vectors = _leading(covariance, num)
-        return mean, (vectors / np.sqrt(values)).astype(np.float32)
-    # A dimension that never varies says nothing.
-    scale = np.sqrt(np.diag(covariance))
-    inverse = np.where(scale > 1e-6 * scale.max(), 1 / np.maximum(scale, 1e-30), 0.0)
-    _, vectors = _leading(covariance * inverse[:, None] * inverse, num)
-    return mean, (vectors * inverse[:, None] / np.sqrt(len(inverse))).astype(np.float32)
-
-
-def principal_space(train: Embeddings, num: int | None, *, white: bool) -> Space:
-    """The `num` leading principal directions of the training embeddings, all rows, known or not.
-
-    Fewer genes make a smaller product and overfit less: directions in which the embeddings hardly vary are left alone.
-
-    Args:
-        train: the embeddings.
-        num: r at most; None for all.
-        white: whether every coordinate varies alike, as a search that knows no scale wants it; or as much as it does in
-            embeddings whose dimensions were standardised, together by one, as a ridge penalty wants it.
-    """
-    z = train.z
-    most = z.shape[-1] if num is None else num
-    if z.ndim == 2:
-        mean, directions = _directions(z, most, white)
-        return Space(directions, mean)
-    per_category = [_directions(z[:, c], most, white) for c in range(z.shape[1])]
-    rank = min(directions.shape[1] for _, directions in per_category)
-    return Space(np.stack([v[:, :rank] for _, v in per_category]), np.stack([m for m, _ in per_category]))
-
-
-def as_genes(heads: Sequence[Heads], space: Space, unit: Float[np.ndarray, " c"]) -> Float[np.ndarray, "c s r"]:
-    """Heads as genes: kernel and bias themselves, or the nearest step away from the first head in a space."""
-    kernels = np.stack([np.asarray(h.kernel, np.float32) for h in heads], axis=1)
-    if space.directions is None:
-        biases = np.stack([np.asarray(h.bias, np.float32) for h in heads], axis=1)
-        return np.concatenate([kernels, biases[:, :, None]], axis=2)
-    steps = kernels - kernels[:, :1]
-    inverse = np.linalg.pinv(space.directions)
-    genes = np.einsum("rd,csd->csr" if inverse.ndim == 2 else "crd,csd->csr", inverse, steps)
-    return (genes / unit[:, None, None]).astype(np.float32)
 
 
 def untunable(train: Embeddings, validation: Embeddings) -> dict[int, str]:
@@ -265,36 +137,6 @@ def rows_of(
         if add_base:
             base[g, : len(rows)] = seen.base[rows, c]
     return Rows(z, base, labels, where, shape.slots)
-
-
-def spread(seen: Seen) -> Float[np.ndarray, " c"]:
-    """[c] standard deviation of each head's scores over its known rows, a gene's unit; 1 where they do not vary."""
-    found = np.ones(seen.labels.shape[1], np.float32)
-    for c in range(len(found)):
-        scores = seen.base[seen.known[:, c], c]
-        if len(scores) and (deviation := float(scores.std())) > 1e-6:
-            found[c] = deviation
-    return found
-
-
-def gradient_step(seen: Seen, category: int) -> Float[np.ndarray, " r"]:
-    """One step of gradient descent on the binary cross-entropy of a category's known labels, as long as is safe.
-
-    The length is four over the largest eigenvalue of the rows' second moment, which bounds the Hessian; found by power
-    iteration. Zero where nothing is known.
-    """
-    rows = np.flatnonzero(seen.known[:, category])
-    z = np.asarray(seen.z[rows] if seen.z.ndim == 2 else seen.z[rows, category], np.float32)
-    residual = special.expit(seen.base[rows, category]) - np.asarray(seen.labels[rows, category], np.float32)
-    gradient = z.T @ residual / max(len(rows), 1)
-    direction, largest = gradient, 0.0
-    for _ in range(20):
-        length = float(np.linalg.norm(direction))
-        if length < 1e-20:
-            return np.zeros_like(gradient)
-        direction = z.T @ (z @ (direction / length)) / len(rows)
-        largest = float(np.linalg.norm(direction))
-    return (-4 / largest * gradient).astype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,9 +21,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Bool, Float, Int
 
-from cftjax.cft import algorithms, problems
+from cftjax.cft import algorithms, problems, spaces
 from cftjax.cft.genetic import random_bits
-from cftjax.cft.problems import Rows, Space
+from cftjax.cft.problems import Rows
+from cftjax.cft.spaces import Space
 from cftjax.config import GAConfig, Metric
 from cftjax.types import Embeddings, Heads
 
@@ -210,7 +211,7 @@ class _Engine:
         return state, history
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=32)
 def _engine(config: GAConfig, num_genes: int, has_bias: bool, mesh: Mesh | None) -> _Engine:
     """Kept, so that a second search of the same kind compiles nothing."""
     return _Engine(config, num_genes, has_bias, mesh)
@@ -283,9 +284,9 @@ def _shrunken(heads: Heads, seeds: Sequence[str]) -> list[Heads]:
     return [Heads(kernel * share, bias) for share in (0.5, 0.0)] if "shrunken" in seeds else []
 
 
-def _one_step(seen: problems.Seen, heads: Heads, unit: np.ndarray, whole: bool) -> Float[np.ndarray, "c 1 r"]:
+def _one_step(seen: spaces.Seen, heads: Heads, unit: np.ndarray, whole: bool) -> Float[np.ndarray, "c 1 r"]:
     """Genes after one step of gradient descent on each category's known labels."""
-    steps = np.stack([problems.gradient_step(seen, c) for c in range(len(unit))])
+    steps = np.stack([spaces.gradient_step(seen, c) for c in range(len(unit))])
     if not whole:
         return (steps / unit[:, None])[:, None]
     kernel, bias = np.asarray(heads.kernel, np.float32), np.asarray(heads.bias, np.float32)
@@ -330,13 +331,13 @@ def search(
     untuned = problems.untunable(train, validation)
     tuned = [c for c in range(len(kernel)) if c not in untuned]
     whole = config.dimensions is None  # the genes are kernel and bias themselves, as published
-    space = Space() if config.dimensions is None else problems.principal_space(train, config.dimensions, white=True)
-    seen_train, seen_validation = (problems.see(split, heads, space) for split in (train, validation))
-    unit = np.ones(len(kernel), np.float32) if whole else problems.spread(seen_train)
+    space = Space() if config.dimensions is None else spaces.principal_space(train, config.dimensions, white=True)
+    seen_train, seen_validation = (spaces.see(split, heads, space) for split in (train, validation))
+    unit = np.ones(len(kernel), np.float32) if whole else spaces.spread(seen_train)
     num_genes = seen_train.z.shape[-1]
     population = np.concatenate(
         [
-            problems.as_genes([heads, *seeds, *_shrunken(heads, config.seeds)], space, unit),
+            spaces.as_genes([heads, *seeds, *_shrunken(heads, config.seeds)], space, unit),
             *([_one_step(seen_train, heads, unit, whole)] if "gradient" in config.seeds else []),
         ],
         axis=1,

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from cftjax import metrics
 from cftjax.cft import picking, problems
 from cftjax.cft.choose import Chosen, choose
 from cftjax.cft.polish import Polished, polish
@@ -113,7 +114,10 @@ def combine(chosen: Sequence[Chosen], train: Embeddings, heads: Heads) -> Chosen
         names.append(votes.most_common(1)[0][0] if votes else "backbone")
         if not votes:
             untuned[c] = "too few known positives or negatives in train to cross-validate"
-    scores = {name: np.nanmean([one.scores[name] for one in chosen], axis=0) for name in chosen[0].scores}
+    scores = {
+        name: np.asarray(metrics.mean_defined(np.stack([one.scores[name] for one in chosen], axis=-1)))
+        for name in chosen[0].scores
+    }
     bias = problems.refit_bias(mean, train, [c for c in range(len(names)) if c not in untuned])
     return Chosen(Heads(mean.kernel, bias), names, scores, untuned)
 

@@ -1,0 +1,178 @@
+"""The default recipe at MS-COCO's size: time and memory of one run, and how the cost grows.
+
+    python benchmarks/search_at_coco_size.py                       # 82,783 x 2048, 80 categories, 10 % known
+    python benchmarks/search_at_coco_size.py --curve cost.png      # smaller runs, one size varied at a time
+
+The embeddings are generated, written to a temporary folder, and read from there as memory maps, as a run's are. Peak
+memory is the resident size of the process, pages of the maps included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import resource
+import tempfile
+import time
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import generated
+import jax
+import numpy as np
+from matplotlib.figure import Figure
+
+from cftjax import cli, metrics
+from cftjax.cft import tuning
+from cftjax.config import ORDERS, TuningConfig
+from cftjax.types import Embeddings, Heads
+
+VALIDATION_SHARE = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """Of one run.
+
+    Attributes:
+        rows: of train.
+        dimensions: of the embeddings.
+        categories: tuned one by one.
+        known: share of the training labels; validation is complete.
+    """
+
+    rows: int = 82_783
+    dimensions: int = 2048
+    categories: int = 80
+    known: float = 0.1
+
+
+BASE = Size(20_000, 512, 20)
+CURVES: dict[str, list[Size]] = {
+    "rows": [dataclasses.replace(BASE, rows=n) for n in (10_000, 20_000, 40_000, 80_000)],
+    "categories": [dataclasses.replace(BASE, categories=c) for c in (10, 20, 40, 80)],
+    "dimensions": [dataclasses.replace(BASE, dimensions=d) for d in (256, 512, 1024, 2048)],
+}
+
+
+def make(size: Size, folder: Path) -> tuple[Embeddings, Embeddings, Heads]:
+    """Train and validation with memory-mapped embeddings, and heads to begin with."""
+    rng = np.random.default_rng(0)
+    n = size.rows
+    z, labels = generated.features(n + round(VALIDATION_SHARE * n), size.dimensions, size.categories, rng)
+    heads = generated.negative_heads(generated.split(z[:n], labels[:n], size.known, rng))
+    splits = []
+    for name, rows, known in (("train", slice(n), size.known), ("validation", slice(n, None), 1.0)):
+        np.save(folder / f"{name}.npy", z[rows])
+        splits.append(generated.split(np.load(folder / f"{name}.npy", mmap_mode="r"), labels[rows], known, rng))
+    return splits[0], splits[1], heads
+
+
+def tune(train: Embeddings, validation: Embeddings, heads: Heads) -> tuple[dict[str, float], Heads]:
+    """Seconds of each stage of the default recipe, and the heads chosen."""
+    config, key = TuningConfig(), jax.random.key(0)
+    part = tuning.parts(train, validation, heads, config)[0]
+    candidates, current, seconds = {"backbone": heads}, heads, {}
+    for stage in ORDERS[config.order]:
+        begun = time.perf_counter()
+        current = candidates[stage] = tuning.run_stage(stage, part, current, config, key).heads
+        seconds[stage] = time.perf_counter() - begun
+    begun = time.perf_counter()
+    chosen = tuning.choose_of(part, candidates, config)
+    return seconds | {"choice": time.perf_counter() - begun}, chosen.heads
+
+
+def peak_gigabytes() -> float:
+    """The largest resident size of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def mean_ap(heads: Heads, split: Embeddings) -> float:
+    """In percent."""
+    ap = metrics.average_precision(np.asarray(heads(split.z)), split.labels, split.known)
+    return 100 * float(metrics.mean_defined(ap))
+
+
+def one_run(size: Size, folder: Path) -> None:
+    """Print a run's figures; the data are made by another process, whose memory does not count."""
+    train, validation, heads = load(folder)
+    gigabytes = size.rows * size.dimensions * 4 / 1e9
+    print(f"{size}: {gigabytes:.2f} GB of training embeddings", flush=True)
+    before = peak_gigabytes()
+    for call in ("compiling as it goes", "compiled before"):
+        seconds, found = tune(train, validation, heads)
+        words = ", ".join(f"{stage} {taken:.0f}" for stage, taken in seconds.items())
+        print(f"{call}: {sum(seconds.values()):.0f} s ({words})", flush=True)
+    print(f"validation mAP {mean_ap(heads, validation):.2f} -> {mean_ap(found, validation):.2f}")
+    print(f"peak resident memory {peak_gigabytes():.2f} GiB, of which {before:.2f} GiB before the first call")
+
+
+def save(size: Size, folder: Path) -> None:
+    """Write what `load` reads."""
+    train, validation, heads = make(size, folder)
+    for name, split in (("train", train), ("validation", validation)):
+        np.savez(folder / f"{name}.npz", labels=split.labels, known=split.known)
+    np.savez(folder / "heads.npz", kernel=heads.kernel, bias=heads.bias)
+
+
+def load(folder: Path) -> tuple[Embeddings, Embeddings, Heads]:
+    """What `save` wrote, embeddings as memory maps."""
+    found: list[Any] = []
+    for name in ("train", "validation"):
+        with np.load(folder / f"{name}.npz", allow_pickle=False) as file:
+            found.append(Embeddings(np.load(folder / f"{name}.npy", mmap_mode="r"), file["labels"], file["known"]))
+    with np.load(folder / "heads.npz", allow_pickle=False) as file:
+        return found[0], found[1], Heads(file["kernel"], file["bias"])
+
+
+def curve(picture: Path, folder: Path) -> None:
+    """Draw the seconds of each stage as one size grows, the others fixed; compiled before."""
+    figure = Figure(figsize=(10, 3.2), layout="constrained")
+    print("| rows | dimensions | categories | polish, s | search, s | choice, s |\n|---:|---:|---:|---:|---:|---:|")
+    for axes, (name, sizes) in zip(figure.subplots(1, len(CURVES), sharey=True), CURVES.items(), strict=True):
+        taken = []
+        for size in sizes:
+            problem = make(size, folder)
+            tune(*problem)
+            taken.append(tune(*problem)[0])
+            cells = [f"{size.rows:,}", f"{size.dimensions:,}", str(size.categories)]
+            cells += [f"{taken[-1][stage]:.1f}" for stage in ("polish", "ga", "choice")]
+            print(f"| {' | '.join(cells)} |", flush=True)
+        x = [getattr(size, name) for size in sizes]
+        for stage, title in (("polish", "polish"), ("ga", "search"), ("choice", "choice")):
+            axes.plot(x, [seconds[stage] for seconds in taken], marker="o", label=title)
+        axes.set(xscale="log", yscale="log", xlabel=name)
+        axes.set_xticks(x, [f"{value:,}" for value in x])
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+        if name == "rows":
+            axes.set_ylabel("seconds, compiled before")
+            axes.legend(frameon=False)
+    figure.suptitle(f"From {BASE.rows:,} rows, {BASE.categories} categories, {BASE.dimensions} dimensions, 10 % known")
+    figure.savefig(picture, dpi=120)
+
+
+def main() -> None:
+    """One run at full size, or the curves."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--curve", type=Path, metavar="PNG")
+    parser.add_argument("--rows", type=int, default=Size.rows)
+    given = parser.parse_args()
+    size = Size(rows=given.rows)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if given.curve is not None:
+            curve(given.curve, folder)
+            return
+        # In a child, so that the peak of this process is the run's.
+        child = get_context("spawn").Process(target=save, args=(size, folder))
+        child.start()
+        child.join()
+        if child.exitcode:
+            raise ValueError("the data could not be generated")
+        one_run(size, folder)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,203 @@
+"""Coordinates in which search and polish step away from a head, and the splits seen in them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Num
+from scipy import special
+
+from cftjax.types import Array, Embeddings, Heads
+
+ROWS_AT_ONCE = 16384
+
+
+@dataclasses.dataclass(frozen=True)
+class Space:
+    """Coordinates for a step away from a head: `kernel = start + directions @ genes`.
+
+    White directions (`principal_space`) are scaled so that one unit of a gene moves the scores of typical rows by about
+    one. Without directions the genes are the step itself.
+
+    Attributes:
+        directions: [d r], or [c d r] for embeddings per category, or None.
+        mean: [d] or [c d]; scores are centred on it so that a gene does not move all scores together.
+    """
+
+    directions: np.ndarray | None = None
+    mean: np.ndarray | None = None
+
+    def step(self, genes: Float[np.ndarray, " r"], category: int) -> tuple[Float[np.ndarray, " d"], float]:
+        """What genes [r] add to a category's kernel [d] and bias."""
+        if self.directions is None or self.mean is None:
+            return genes, 0.0
+        one_for_all = self.directions.ndim == 2
+        kernel = (self.directions if one_for_all else self.directions[category]) @ genes
+        return kernel, -float((self.mean if one_for_all else self.mean[category]) @ kernel)
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """A split in the coordinates of a space: all its rows, and the scores that genes are added to.
+
+    Attributes:
+        z: [n r], or [n c r] for embeddings per category.
+        base: [n c] logits of the heads it starts from.
+        labels: [n c] bool.
+        known: [n c] bool.
+    """
+
+    z: Array
+    base: Float[np.ndarray, "n c"]
+    labels: Bool[Array, "n c"]
+    known: Bool[Array, "n c"]
+
+
+def see(split: Embeddings, heads: Heads, space: Space) -> Seen:
+    """Project a split once, in blocks, so that memory stays bounded by the coordinates and not by the embeddings."""
+    kernel, bias = np.asarray(heads.kernel, np.float32), np.asarray(heads.bias, np.float32)
+    labels, known = np.asarray(split.labels, bool), np.asarray(split.known, bool)
+    n, c = labels.shape
+    base = np.empty((n, c), np.float32)
+    shared = split.z.ndim == 2
+    mean, directions = space.mean, space.directions
+    z = split.z if directions is None else np.empty((*split.z.shape[:-1], directions.shape[-1]), np.float32)
+    for start in range(0, n, ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE)
+        block = np.asarray(split.z[rows], np.float32)
+        base[rows] = (block @ kernel.T if shared else np.einsum("ncd,cd->nc", block, kernel)) + bias
+        if directions is not None and mean is not None:
+            centred = block - mean
+            z[rows] = centred @ directions if shared else np.einsum("ncd,cdr->ncr", centred, directions)
+    return Seen(z, base, labels, known)
+
+
+def _moments(z: Num[Array, "n d"]) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, "d d"]]:
+    """Mean and covariance, read in blocks."""
+    n, d = z.shape
+    mean, covariance = np.zeros(d), np.zeros((d, d), np.float32)
+    for start in range(0, n, ROWS_AT_ONCE):
+        mean += np.asarray(z[start : start + ROWS_AT_ONCE], np.float32).sum(0, dtype=np.float64) / n
+    for start in range(0, n, ROWS_AT_ONCE):
+        block = np.asarray(z[start : start + ROWS_AT_ONCE], np.float32) - mean.astype(np.float32)
+        covariance += block.T @ block / n
+    return mean.astype(np.float32), covariance
+
+
+class Directions(NamedTuple):
+    """Leading principal directions of standardised embeddings.
+
+    Attributes:
+        mean: [d].
+        inverse: [d] one over each dimension's standard deviation, 0 where it never varies.
+        variance: [r] of the coordinates, falling.
+        vectors: [d r] orthonormal, for standardised embeddings.
+    """
+
+    mean: Float[np.ndarray, " d"]
+    inverse: Float[np.ndarray, " d"]
+    variance: Float[np.ndarray, " r"]
+    vectors: Float[np.ndarray, "d r"]
+
+
+def _directions(z: Num[Array, "n d"], num: int) -> Directions:
+    """At most `num`, without those that are rounding."""
+    mean, covariance = _moments(z)
+    scale = np.sqrt(np.diag(covariance))
+    # A dimension that never varies says nothing.
+    inverse = np.where(scale > 1e-6 * scale.max(), 1 / np.maximum(scale, 1e-30), 0.0).astype(np.float32)
+    values, vectors = np.linalg.eigh(covariance * inverse[:, None] * inverse)
+    order = np.argsort(values)[::-1][:num]
+    order = order[values[order] > values[order[0]] * 1e-6]
+    # The sign of an eigenvector is arbitrary; fixing it keeps results the same across linear-algebra libraries.
+    vectors = vectors[:, order] * np.sign(vectors[np.abs(vectors[:, order]).argmax(0), order])
+    return Directions(mean, inverse, values[order], vectors)
+
+
+_last: tuple[Callable[[], Any], bytes, int, list[Directions]] | None = None
+
+
+def leading_directions(z: Num[Array, ...], num: int) -> list[Directions]:
+    """Of embeddings shared by the categories, or of each category's own.
+
+    Polish, search and the folds of a cross-validation ask for those of the same embeddings, at the cost of reading them
+    twice: the last answer is kept as long as they are, and given again where some of their rows still look the same.
+    """
+    global _last
+    some = np.linspace(0, len(z) - 1, min(len(z), 64)).astype(int)
+    mark = hashlib.sha256(np.ascontiguousarray(np.asarray(z[some])).tobytes()).digest()
+    if _last is None or _last[0]() is not z or _last[1] != mark or _last[2] < num:
+        each = [z] if z.ndim == 2 else [z[:, c] for c in range(z.shape[1])]
+        _last = weakref.ref(z), mark, num, [_directions(one, num) for one in each]
+    return [d._replace(variance=d.variance[:num], vectors=d.vectors[:, :num]) for d in _last[3]]
+
+
+def principal_space(train: Embeddings, num: int | None, *, white: bool) -> Space:
+    """The `num` leading principal directions of the standardised training embeddings, all rows, known or not.
+
+    Fewer genes make a smaller product and overfit less: directions in which the embeddings hardly vary are left alone.
+
+    Args:
+        train: the embeddings.
+        num: r at most; None for all.
+        white: whether every coordinate varies by one, as a search that knows no scale wants it; or as much as it does
+            in the standardised embeddings, all of them together by one, as a ridge penalty wants it.
+    """
+    found = leading_directions(train.z, train.z.shape[-1] if num is None else num)
+    rank = min(len(one.variance) for one in found)
+    directions = [
+        one.vectors[:, :rank]
+        * one.inverse[:, None]
+        / (np.sqrt(one.variance[:rank]) if white else np.sqrt(np.float32(len(one.inverse))))
+        for one in found
+    ]
+    if train.z.ndim == 2:
+        return Space(directions[0], found[0].mean)
+    return Space(np.stack(directions), np.stack([one.mean for one in found]))
+
+
+def as_genes(heads: Sequence[Heads], space: Space, unit: Float[np.ndarray, " c"]) -> Float[np.ndarray, "c s r"]:
+    """Heads as genes: kernel and bias themselves, or the nearest step away from the first head in a space."""
+    kernels = np.stack([np.asarray(h.kernel, np.float32) for h in heads], axis=1)
+    if space.directions is None:
+        biases = np.stack([np.asarray(h.bias, np.float32) for h in heads], axis=1)
+        return np.concatenate([kernels, biases[:, :, None]], axis=2)
+    steps = kernels - kernels[:, :1]
+    inverse = np.linalg.pinv(space.directions)
+    genes = np.einsum("rd,csd->csr" if inverse.ndim == 2 else "crd,csd->csr", inverse, steps)
+    return (genes / unit[:, None, None]).astype(np.float32)
+
+
+def spread(seen: Seen) -> Float[np.ndarray, " c"]:
+    """[c] standard deviation of each head's scores over its known rows, a gene's unit; 1 where they do not vary."""
+    found = np.ones(seen.labels.shape[1], np.float32)
+    for c in range(len(found)):
+        scores = seen.base[seen.known[:, c], c]
+        if len(scores) and (deviation := float(scores.std())) > 1e-6:
+            found[c] = deviation
+    return found
+
+
+def gradient_step(seen: Seen, category: int) -> Float[np.ndarray, " r"]:
+    """One step of gradient descent on the binary cross-entropy of a category's known labels, as long as is safe.
+
+    The length is four over the largest eigenvalue of the rows' second moment, which bounds the Hessian; found by power
+    iteration. Zero where nothing is known.
+    """
+    rows = np.flatnonzero(seen.known[:, category])
+    z = np.asarray(seen.z[rows] if seen.z.ndim == 2 else seen.z[rows, category], np.float32)
+    residual = special.expit(seen.base[rows, category]) - np.asarray(seen.labels[rows, category], np.float32)
+    gradient = z.T @ residual / max(len(rows), 1)
+    direction, largest = gradient, 0.0
+    for _ in range(20):
+        length = float(np.linalg.norm(direction))
+        if length < 1e-20:
+            return np.zeros_like(gradient)
+        direction = z.T @ (z @ (direction / length)) / len(rows)
+        largest = float(np.linalg.norm(direction))
+    return (-4 / largest * gradient).astype(np.float32)
