@@ -8,5 +8,6 @@ from cftjax.figures.calibration import reliability
 from cftjax.figures.images import image_sheet
 from cftjax.figures.scores import before_after
 from cftjax.figures.search import search_history
+from cftjax.figures.sweep import over_proportions
 
-__all__ = ["before_after", "image_sheet", "reliability", "search_history"]
+__all__ = ["before_after", "image_sheet", "over_proportions", "reliability", "search_history"]
