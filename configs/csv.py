@@ -2,8 +2,8 @@
 
     python -m cftjax.train configs/csv.py --data.file labels.csv --workdir runs/mine
 
-Needs the file, and the images at its paths below the folder of the file, or below `--data.images`. A column `split`
-(train, validation, test) and a column `group` (patient, camera, …: kept together when validation is carved) may be there.
+Needs the file, and the images at its paths below the folder of the file, or below `--data.images`. It may have a column
+`split` (train, validation, test) and a column `group` (patient, camera, …), kept together when validation is carved.
 
 Small enough for two cores: add `--backbone.name small_resnet --data.image-size 64 --training.max-steps 100
 --ga.num-generations 50`.

@@ -37,7 +37,7 @@ def call(monkeypatch, *words):
 
 
 def test_a_sweep_that_is_stopped_goes_on_and_its_table_is_that_of_its_runs(tmp_path, monkeypatch, capsys):
-    words = ["--workdir", tmp_path, "--known-proportions", "0.3", "0.8", *SMALL]
+    words = ["--workdir", tmp_path, "--known-proportions", "0.5", *SMALL]
     whole, calls = train.training.fit, []
 
     def fit(dataset, config, *args, **kwargs):
@@ -50,41 +50,54 @@ def test_a_sweep_that_is_stopped_goes_on_and_its_table_is_that_of_its_runs(tmp_p
     with pytest.raises(KeyboardInterrupt):
         call(monkeypatch, *words)
     call(monkeypatch, *words)
-    assert calls == [
-        ("assume_negative", 0.3),
-        ("ignore", 0.3),
-        ("ignore", 0.3),
-        ("assume_negative", 0.8),
-        ("ignore", 0.8),
-    ]
+    assert calls == [("assume_negative", 0.5), ("ignore", 0.5), ("ignore", 0.5)]
     printed = capsys.readouterr().out
     assert all(method in printed for method in METHODS)
+    assert "One seed (0)" in printed
 
     content = json.loads((tmp_path / "table.json").read_text())
     assert list(content["methods"]) == METHODS
-    for place, proportion in enumerate(("0.3", "0.8")):
-        found = json.loads((tmp_path / f"negative-{proportion}" / "report" / "metrics.json").read_text())["test"]
-        for method, stage in zip(METHODS, ("backbone", None, "polish", "ga", "final"), strict=True):
-            if stage:
-                assert content["methods"][method]["scores"][0][place] == found[stage]["mAP"]
-    assert (tmp_path / "table.png").stat().st_size > 10_000
-    assert "one seed (0)" in (tmp_path / "table.txt").read_text().lower()
+    found = json.loads((tmp_path / "negative-0.5" / "report" / "metrics.json").read_text())["test"]
+    for method, stage in zip(METHODS, ("backbone", None, "polish", "ga", "final"), strict=True):
+        if stage:
+            assert content["methods"][method]["scores"] == [[found[stage]["mAP"]]]
 
     # Finished runs are read, not made again.
     call(monkeypatch, *words)
-    assert len(calls) == 5
+    assert len(calls) == 3
     assert json.loads((tmp_path / "table.json").read_text()) == content
 
-
-def test_the_backbone_in_ignore_mode_is_scored_as_a_report_would(tmp_path, monkeypatch):
-    words = ["--workdir", tmp_path / "run", "--labels.unknown", "ignore", "--labels.known-proportion", "0.5", *SMALL]
-    experiment = cli.parse("", get_config, [str(word) for word in words])
+    # A backbone alone is scored as a report would.
+    experiment = cli.parse("", get_config, ["--labels.known-proportion", "0.5", *SMALL])
     config = experiment.config
-    score = sweep.ignore_run(config.data.load(), config, experiment.workdir, "test")
-    monkeypatch.setattr(sys, "argv", ["cftjax", *map(str, words)])
-    train.main()
-    found = json.loads((tmp_path / "run" / "report" / "metrics.json").read_text())
-    np.testing.assert_allclose(score, found["test"]["backbone"]["mAP"], rtol=1e-6)
+    score = sweep.ignore_run(config.data.load(), config, tmp_path / "negative-0.5", "test")
+    np.testing.assert_allclose(score, found["backbone"]["mAP"], rtol=1e-6)
+
+
+def test_every_proportion_and_seed_has_a_run_of_its_own_and_its_place_in_the_table(tmp_path, monkeypatch):
+    made = {}
+
+    def negative(loaded, config, folder):
+        made[folder.name] = (config.labels.unknown, config.labels.known_proportion, config.seed)
+        value = config.labels.known_proportion / 2 + config.seed / 100
+        return "test", 96, {"Negative": value, "CFT final": value + 0.1}
+
+    def ignore(loaded, config, folder, split):
+        made[folder.name] = (config.labels.unknown, config.labels.known_proportion, config.seed)
+        return 0.2
+
+    monkeypatch.setattr(sweep, "negative_run", negative)
+    monkeypatch.setattr(sweep, "ignore_run", ignore)
+    call(monkeypatch, "--workdir", tmp_path, *SMALL, "--known-proportions", "0.5", "0.1", "--seeds", "1", "0")
+    assert made["negative-0.1"] == ("assume_negative", 0.1, 0)
+    assert made["ignore-0.5-seed-1"] == ("ignore", 0.5, 1)
+    assert len(made) == 8
+    content = json.loads((tmp_path / "table.json").read_text())
+    assert list(content["methods"]) == ["Negative", "Ignore", "CFT final"]
+    np.testing.assert_allclose(content["methods"]["Negative"]["scores"], [[0.26, 0.06], [0.25, 0.05]])
+    np.testing.assert_allclose(content["methods"]["CFT final"]["columns"]["mean"]["mean"], 0.255)
+    assert content["methods"]["Ignore"]["columns"]["0.1"] == {"mean": 0.2, "std": 0.0}
+    assert (tmp_path / "table.png").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize(
@@ -130,7 +143,7 @@ def test_several_seeds_give_mean_and_sample_deviation_and_undefined_scores_stay_
     np.testing.assert_allclose(columns["Negative"]["0.1"], (0.6, 0.02**0.5))
     np.testing.assert_allclose(columns["Negative"]["mean"], (0.65, 0.02**0.5))
     with open(tmp_path / "terminal", "w") as file:
-        sweep.write(tmp_path, scores(), LabelsConfig(hide="uniform"), Console(file=file, width=100))
+        sweep.write(tmp_path, scores(), LabelsConfig(hide="uniform"), Console(file=file, width=120))
     text = (tmp_path / "table.txt").read_text()
     assert [line.rstrip() for line in (tmp_path / "terminal").read_text().splitlines()] == text.splitlines()
     assert "60.00 ± 14.14" in text
