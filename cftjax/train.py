@@ -6,13 +6,14 @@ Without a configuration it trains on digits drawn on the spot, a minute or two o
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from cftjax import cli, embedding, finetune, runs, storage, training
 from cftjax.config import Config
-from cftjax.data import splits
+from cftjax.data import cache, splits
 from cftjax.default import get_config
 from cftjax.runs import Run
 from cftjax.types import SPLITS, Dataset
@@ -60,14 +61,16 @@ def train_backbone(run: Run, dataset: Dataset, config: Config[Any], needed: Sequ
     Returns:
         Keys of the stages that search and polish read.
     """
+    preprocessing = training.preprocessing(config)
     trained_with = [config.labels, config.input, config.backbone, config.training, config.seed]
     with run.stage("backbone", trained_with, [dataset.fingerprint]) as trained:
         if not trained.complete:
-            training.fit(dataset, config, trained.folder)
+            # Here and not batch by batch, so that a cache in memory serves every epoch's validation.
+            records = {s: cache.cached(r, preprocessing, config.input) for s, r in dataset.splits.items()}
+            training.fit(dataclasses.replace(dataset, splits=records), config, trained.folder)
 
     # Search and polish read embeddings only, so that other settings for them never touch the backbone again.
     backbone, heads = training.load(trained.folder)
-    preprocessing = training.preprocessing(config)
     keys = []
     for split in (s for s in SPLITS if s in needed and s in dataset.splits):
         with run.stage(f"embeddings/{split}", [config.embed], [trained.key]) as stage:
