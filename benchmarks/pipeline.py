@@ -171,17 +171,20 @@ def main(options: Options) -> None:
     print(
         f"\n{options.backbone}, batches of {options.batch_size}, RandAugment, {options.workers} threads: a step takes "
         f"{1000 * seconds:,.0f} ms and waits {1000 * waited:.1f} ms for its batch (medians of {options.steps} steps); "
-        f"of all time {share:.1%} is waiting."
+        f"of all time {share:.2%} is waiting."
     )
 
 
 def compare(records: types.Records, root: Path, options: Options) -> None:
     """Print the table of ways."""
     count, preprocessing = len(records), Preprocessing(options.image_size)
-    sizes = [Image.open(root / name).size for name in records.names]
+    sizes = []
+    for name in records.names:
+        with Image.open(root / name) as image:
+            sizes.append(image.size)
     width, height = (int(statistics.median(side)) for side in zip(*sizes, strict=True))
-    print(f"{count:,} photographs, median {width} x {height} pixels, to {options.image_size} x {options.image_size}")
-    print(f"\n| way | images per second and core | lowest to highest of {options.passes} | against Pillow |")
+    print(f"{count:,} photographs, median {width} x {height} pixels, to {options.image_size} x {options.image_size}\n")
+    print(f"| way | images per second and core | lowest to highest of {options.passes} | against Pillow |")
     print("| --- | ---: | ---: | ---: |")
     measured = speeds(ways(records, root, preprocessing), count, options.passes)
     plain = statistics.median(next(iter(measured.values())))
