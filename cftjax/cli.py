@@ -82,13 +82,14 @@ def parse(
         An instance of `kind`.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    config, name = default(), "digits"
+    config, name, command = default(), "digits", f"python -m cftjax.{Path(sys.argv[0]).stem}"
     if words and not words[0].startswith("-"):
         path = Path(words.pop(0))
-        config, name = read_config(path), path.stem
+        config, name, command = read_config(path), path.stem, f"{command} {path}"
     config = with_recipe(config, recipe_of(words))
     kind = kind[type(config.data)]
-    return tyro.cli(kind, default=kind(config, Path("runs") / f"{name}{suffix}"), args=words, description=description)
+    start = kind(config, Path("runs") / f"{name}{suffix}")
+    return tyro.cli(kind, default=start, args=words, description=description, prog=command)
 
 
 def use_compilation_cache() -> None:
