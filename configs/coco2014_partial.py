@@ -12,7 +12,7 @@ The published backbone recipe: ResNet-101 from ImageNet (`--backbone.weights` na
 batch 128, Adam 2e-4, weight decay 1e-4, OneCycle over 60 epochs, EMA 0.999, early stop after 10 epochs.
 
 Small enough for two cores: add `--backbone.name small_resnet --data.image-size 64 --training.max-steps 100
---ga.num-generations 50`.
+--ga.num-generations 50`, and `--training.learning-rate 2e-3` where nothing is pretrained.
 """
 
 from cftjax.config import BackboneConfig, Config, InputConfig, LabelsConfig, TrainingConfig

@@ -8,7 +8,7 @@ Needs VOC2007/ImageSets/Main/*.txt and VOC2007/JPEGImages/, of trainval and of t
 split; validation is carved from trainval, or is VOC's own with `--data.own-validation`.
 
 Small enough for two cores: add `--backbone.name small_resnet --data.image-size 64 --training.max-steps 100
---ga.num-generations 50`.
+--ga.num-generations 50`, and `--training.learning-rate 2e-3` where nothing is pretrained.
 """
 
 from cftjax.config import BackboneConfig, Config, InputConfig, LabelsConfig, TrainingConfig
