@@ -7,9 +7,10 @@ import difflib
 import importlib.util
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TextIO, TypeVar
 
 import jax
 import tyro
@@ -100,18 +101,38 @@ def use_compilation_cache() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
-def run(main: Callable[[], None]) -> None:
+def show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """One line on standard error; where in the code a warning came from helps only those who work on the code."""
+    place = "" if issubclass(category, UserWarning) else f"{filename}:{lineno}: {category.__name__}: "
+    print(f"cftjax: warning: {place}{message}", file=sys.stderr)
+
+
+def run(main: Callable[[], None], stopped: str = "Stopped. The same command goes on from here.") -> None:
     """Run a command: what the user can mend is one line on standard error, not a traceback.
 
     `CFTJAX_TRACEBACK=1` shows the traceback as well.
+
+    Args:
+        main: the command.
+        stopped: what is said after Ctrl-C.
     """
     use_compilation_cache()
     try:
-        main()
+        with warnings.catch_warnings():
+            warnings.showwarning = show_warning
+            main()
     except KeyboardInterrupt:
-        print("\nStopped. The same command goes on from here.", file=sys.stderr)
+        print(f"\n{stopped}", file=sys.stderr)
         sys.exit(130)
-    except (ValueError, OSError) as error:
+    # An extra that is not installed is the user's to mend, as is a wrong file.
+    except (ValueError, OSError, ImportError) as error:
         if os.environ.get("CFTJAX_TRACEBACK"):
             raise
         print(f"cftjax: error: {error}", file=sys.stderr)

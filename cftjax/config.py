@@ -11,7 +11,7 @@ import tyro
 from cftjax.data.splits import SplitConfig
 
 Metric = Literal["AP", "AUROC"]
-PickRule = Literal["best", "one_se", "shrunken"]
+PickRule = Literal["best", "one_se", "cross_validated", "shrunken"]
 ORDERS = {"search_polish": ("ga", "polish"), "polish_search": ("polish", "ga")}
 
 
@@ -116,7 +116,10 @@ class InputConfig:
     """Keep opened and resized images, for sets that fit; `crop` then cuts from the resized image."""
     cache_dir: str | None = None
     """The folder of the cache on disk."""
-    on_bad_image: Literal["raise", "skip"] = "raise"
+    # Images belong to the data for a person who mends them, whichever stage opens them.
+    on_bad_image: Annotated[Literal["raise", "skip"], tyro.conf.arg(name="data.on-bad-image", prefix_name=False)] = (
+        "raise"
+    )
     """Stop at an image that cannot be opened, or leave it out and report its name."""
 
     def __post_init__(self) -> None:
@@ -161,6 +164,13 @@ class GAConfig:
     mutation_scale: float = 0.05
     """Half width of the uniform step, or first standard deviation of the normal one; with `dimensions`, in units of the
     spread of the category's logits."""
+    row_share: float = 1.0
+    """The share of the known training rows that a generation is scored on, drawn anew for each, against overfitting."""
+    seeds: tuple[Literal["shrunken", "gradient"], ...] = ()
+    """What joins copies of the head in the first population: the head halved and left out (with `dimensions` in those
+    directions alone), and one step of gradient descent on the known labels."""
+    restarts: int = 0
+    """How often a category that has run out of patience begins anew, with copies of its best head."""
     embeddings_dtype: Literal["float32", "bfloat16"] = "float32"
     """What the packed embeddings are kept and multiplied in; bfloat16 takes half the memory and less time, and ranks
     near ties differently."""
@@ -169,6 +179,19 @@ class GAConfig:
     do."""
     categories_at_once: int | None = None
     """Categories searched side by side; None chooses from the device's memory."""
+
+    def __post_init__(self) -> None:
+        """Refuse settings out of range, before hours are spent."""
+        if self.population_size < 2:
+            raise ValueError(f"ga.population-size {self.population_size} cannot breed: use at least 2")
+        if self.num_generations < 1 or self.patience < 1 or self.restarts < 0:
+            raise ValueError("ga.num-generations and ga.patience must be at least 1, ga.restarts at least 0")
+        for name in ("row_share", "parent_share", "crossover_rate", "mutation_rate"):
+            lowest = "(0" if name.endswith("share") else "[0"
+            if not 0 <= (share := getattr(self, name)) <= 1 or (share == 0 and lowest == "(0"):
+                raise ValueError(f"ga.{name.replace('_', '-')} {share} is not a share: use a value in {lowest}, 1]")
+        if self.dimensions is not None and self.dimensions < 1:
+            raise ValueError(f"ga.dimensions {self.dimensions} leaves nothing to search: use None or at least 1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,8 +230,16 @@ class ChooseConfig:
     metric: Metric = "AP"
     """The score that decides."""
     rule: PickRule = "shrunken"
-    """The best score; the best one that exceeds the backbone's by its standard error; or the best one after shrinking
-    each gain towards what the candidate gains on the other categories."""
+    """The best score; the best one that exceeds the backbone's by its standard error; the best one if picking on four
+    fifths of validation gains on the last fifth; or the best one after shrinking each gain towards what the candidate
+    gains on the other categories."""
+    mixes: tuple[float, ...] = ()
+    """Shares of the new head in further candidates between each category's old and new head, in (0, 1)."""
+
+    def __post_init__(self) -> None:
+        """Refuse shares that are none."""
+        if wrong := [mix for mix in self.mixes if not 0 < mix < 1]:
+            raise ValueError(f"choose.mixes {wrong[0]} is not between old and new head: use values in (0, 1)")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,11 +25,13 @@ from cftjax import devices, storage, types
 from cftjax.config import InputConfig
 from cftjax.data import pipeline
 from cftjax.data.preprocessing import Preprocessing
+from cftjax.data.problems import few
 from cftjax.progress import Progress
 
 LABELS = ("labels", "known", "uncertain")
-# Labels written at a time: dense blocks of a set whose labels may be stored sparse.
-LABEL_ROWS = 65536
+UNOPENED = "unopened.json"
+# Elements of the dense blocks in which labels are written, for those of a large set are stored sparse: 64 MB of bool.
+LABEL_ELEMENTS = 2**26
 
 
 class Embedded(NamedTuple):
@@ -176,12 +178,12 @@ def embed(
         _write_labels(folder, records.labels, np.asarray(done["unopened"], int))
         if records.groups is not None:
             _write(folder / "groups.npy", records.groups)
+        names = [str(records.names[row]) for row in done["unopened"]]
+        _write_unopened(folder, names)
         part.replace(folder / "z.npy")
         marker.unlink()
-        if done["unopened"]:
-            names = [str(records.names[row]) for row in done["unopened"]]
-            more = f" and {len(names) - 10} more" if len(names) > 10 else ""
-            print(f"{folder.name}: left out, since they could not be opened: {', '.join(names[:10])}{more}", flush=True)
+        if names:
+            print(f"{folder.name}: left out, since they could not be opened: {few(names)}", flush=True)
     devices.barrier("embedding ends")
 
 
@@ -194,6 +196,7 @@ def save(folder: Path, embeddings: types.Embeddings) -> None:
     _write_labels(folder, types.Labels(*labels), np.empty(0, int))
     if embeddings.groups is not None:
         _write(folder / "groups.npy", embeddings.groups)
+    _write_unopened(folder, embeddings.unopened)
     # Last: a folder with z is complete.
     _write(folder / "z.npy", np.asarray(embeddings.z))
 
@@ -213,9 +216,14 @@ def load(folder: Path, mmap: bool = True) -> types.Embeddings:
     z, labels, known, uncertain = (
         np.load(folder / f"{name}.npy", mmap_mode="r" if mmap else None, allow_pickle=False) for name in ("z", *LABELS)
     )
-    groups = folder / "groups.npy"
+    groups, unopened = folder / "groups.npy", folder / UNOPENED
     return types.Embeddings(
-        z, labels, known, uncertain, np.load(groups, allow_pickle=False) if groups.is_file() else None
+        z,
+        labels,
+        known,
+        uncertain,
+        np.load(groups, allow_pickle=False) if groups.is_file() else None,
+        tuple(storage.read_json(unopened)) if unopened.is_file() else (),
     )
 
 
@@ -255,13 +263,14 @@ def _write(path: Path, array: np.ndarray) -> None:
 
 def _write_labels(folder: Path, labels: types.Labels, unopened: Int[np.ndarray, " m"]) -> None:
     """labels, known and uncertain, in blocks of rows; nothing is known of images that could not be opened."""
-    n = labels.shape[0]
+    n, c = labels.shape
+    rows = max(LABEL_ELEMENTS // max(c, 1), 1)
     parts = {name: folder / f"{name}.npy.part" for name in LABELS}
     with contextlib.ExitStack() as stack:
         dtype = np.dtype(bool)
         files = {name: stack.enter_context(_append(part, labels.shape, dtype)) for name, part in parts.items()}
-        for start in range(0, n, LABEL_ROWS):
-            block = labels[start : start + LABEL_ROWS]
+        for start in range(0, n, rows):
+            block = labels[start : start + rows]
             opened = ~np.isin(np.arange(start, start + block.shape[0]), unopened)[:, None]
             for name, file in files.items():
                 file.write(np.ascontiguousarray(getattr(block, name) & opened).tobytes())
@@ -270,3 +279,9 @@ def _write_labels(folder: Path, labels: types.Labels, unopened: Int[np.ndarray, 
             os.fsync(file.fileno())
     for name, part in parts.items():
         part.replace(folder / f"{name}.npy")
+
+
+def _write_unopened(folder: Path, names: Sequence[str]) -> None:
+    """The names of the images that could not be opened, where there are any."""
+    if names:
+        storage.write_json(folder / UNOPENED, list(names))

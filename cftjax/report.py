@@ -153,7 +153,11 @@ def _save_figure(path: Path, figure: Figure) -> None:
 
 def _images(records: Records, embeddings: Embeddings, final: Heads, categories: Sequence[str], split: str) -> Figure:
     """The sheet of images: a random few, each with what is true of it and what the final heads say."""
-    rows = np.sort(np.random.default_rng(0).choice(len(records), min(NUM_IMAGES, len(records)), replace=False))
+    # A run that left an image out must not fail at it here.
+    rows = np.arange(len(records))
+    if embeddings.unopened:
+        rows = rows[~np.isin(np.array(records.names, str), list(embeddings.unopened))]
+    rows = np.sort(np.random.default_rng(0).choice(rows, min(NUM_IMAGES, len(rows)), replace=False))
     images = [records.image(row) for row in rows.tolist()]
     z, labels, known = (np.asarray(x[rows]) for x in (embeddings.z, embeddings.labels, embeddings.known))
     probs = reliability.probabilities(np.asarray(final(z)))
@@ -208,6 +212,7 @@ def write(
     out |= {split: to_dict(scores[split]) for split in splits}
     out |= {"chosen": list(chosen), "untuned": dict(untuned)}
     out["known"] = {split: _known(embeddings[split]) for split in ("train", *splits)}
+    out["unopened"] = {split: list(embeddings[split].unopened) for split in ("train", *splits)}
     out["seconds"] = {name: float(value) for name, value in seconds.items()}
     _save(folder / "metrics.json", (json.dumps(out, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode())
 
@@ -231,7 +236,7 @@ def write(
     }
     for old in SPLITS:
         (folder / f"{old}_images.png").unlink(missing_ok=True)
-    if records is not None:
+    if records is not None and len(embeddings[split].unopened) < len(records):
         drawn[f"{split}_images"] = _images(records, embeddings[split], heads["final"], categories, split)
     for name, figure in drawn.items():
         _save_figure(folder / f"{name}.png", figure)

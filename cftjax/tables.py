@@ -11,6 +11,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from cftjax.data.problems import few
+
 MEAN = {"AP": "mAP", "AUROC": "mAUC"}
 STAGES = ("backbone", "ga", "polish", "final")
 TITLES = {"backbone": "before", "ga": "search", "polish": "polish", "final": "final"}
@@ -123,6 +125,10 @@ def notes(metrics: dict[str, Any], most_rows: int = MOST_ROWS) -> list[str]:
             f"Resamples in which a category is undefined do not count: {len(fewer)} of {len(metrics['categories'])} "
             f"categories rest on fewer, {name} on {least}."
         )
+    for name, images in metrics["unopened"].items():
+        if images:
+            one = "1 image" if len(images) == 1 else f"{len(images):,} images"
+            lines.append(f"{one} of {name} could not be opened: {few(images, 5)}; left out.")
     if len(metrics["categories"]) > most_rows:
         lines.append(f"{most_rows} of {len(metrics['categories'])} categories shown; table.csv has them all.")
     if metrics["seconds"]:

@@ -62,7 +62,9 @@ def train_backbone(run: Run, dataset: Dataset, config: Config[Any], needed: Sequ
         Keys of the stages that search and polish read.
     """
     preprocessing = training.preprocessing(config)
-    trained_with = [config.labels, config.input, config.backbone, config.training, config.seed]
+    # Not what happens to bad images: a run that one has stopped goes on without it, and keeps what is done.
+    given = dataclasses.replace(config.input, on_bad_image="raise")
+    trained_with = [config.labels, given, config.backbone, config.training, config.seed]
     with run.stage("backbone", trained_with, [dataset.fingerprint]) as trained:
         if not trained.complete:
             # Here and not batch by batch, so that a cache in memory serves every epoch's validation.

@@ -28,6 +28,8 @@ from cftjax.train_step import Classifier
 
 # Steps between two questions of all hosts to each other whether to save or stop.
 HOSTS_AGREE_EVERY = 16
+# Logits of validation computed at a time: 256 MB.
+SCORED_ELEMENTS = 2**26
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +44,7 @@ class History:
         best_step: steps done at its end.
         epoch_loss: sum of the losses of the epoch that has begun.
         finished: why training ended; empty while it goes on.
+        unopened: names of training images that could not be opened, as this host met them.
     """
 
     step: int = 0
@@ -51,11 +54,14 @@ class History:
     best_step: int = 0
     epoch_loss: float = 0.0
     finished: str = ""
+    unopened: tuple[str, ...] = ()
 
     @classmethod
     def from_json(cls, stored: dict[str, Any]) -> History:
         """Read what `dataclasses.asdict` made."""
-        return cls(**{**stored, "loss": tuple(stored["loss"]), "score": tuple(stored["score"])})
+        # JSON knows no tuples.
+        given: dict[str, Any] = {k: tuple(v) if isinstance(v, list | tuple) else v for k, v in stored.items()}
+        return cls(**given)
 
 
 class Step(NamedTuple):
@@ -133,6 +139,7 @@ class Training:
         self.dataset, self.config, self.folder = dataset, config, folder
         self.preprocessing = preprocessing(config)
         self.records = dataset.splits["train"]
+        self.unopened: set[str] = set()
         settings = config.training
         self.steps_per_epoch = pipeline.steps_per_epoch(len(self.records), settings.batch_size)
         self.iterator = iter(
@@ -144,6 +151,7 @@ class Training:
                 batch_size=settings.batch_size,
                 seed=config.seed,
                 shard=devices.host_shard(),
+                bad_images=self.unopened,
             )
         )
         num_steps = settings.epochs * self.steps_per_epoch
@@ -164,6 +172,7 @@ class Training:
             return
         metadata = checkpoints.metadata(folder / "state", found[-1])
         self.history = History.from_json(metadata["history"])
+        self.unopened.update(self.history.unopened)
         self.state = checkpoints.restore(folder / "state", found[-1], steps.abstract_state(self.spec, *shapes))
         self.iterator.set_state(metadata["iterator"])
         # The best weights may not have been written when the state of the same step was.
@@ -216,7 +225,7 @@ class Training:
         epoch = len(history.loss) + 1
         best = history.score[history.best_epoch - 1] if history.best_epoch else None
         better = score is None or best is None or score > best
-        self.history = history = dataclasses.replace(
+        self.history = dataclasses.replace(
             history,
             loss=(*history.loss, history.epoch_loss / done),
             score=(*history.score, score),
@@ -224,6 +233,8 @@ class Training:
             best_step=history.step if better else history.best_step,
             epoch_loss=0.0,
         )
+        self.note_unopened()
+        history = self.history
         if history.step == self.spec.num_steps:
             self.history = dataclasses.replace(history, finished="all steps are done")
         elif epoch - history.best_epoch >= settings.patience:
@@ -253,9 +264,17 @@ class Training:
                 mesh=self.spec.mesh,
             )
         )
-        known = records.labels.known & np.concatenate([part.opened for part in parts])[:, None]
-        logits = np.asarray(heads_of(model)(np.concatenate([part.z for part in parts])))
-        scores = metrics.score(self.config.training.metric, logits, records.labels.labels, known)
+        z, opened = np.concatenate([part.z for part in parts]), np.concatenate([part.opened for part in parts])
+        heads, c = heads_of(model), len(self.dataset.categories)
+        scores = np.empty(c, np.float32)
+        # A group of categories at a time: all labels of a large set do not fit into one dense array.
+        size = max(SCORED_ELEMENTS // max(len(records), 1), 1)
+        for start in range(0, c, size):
+            some = slice(start, min(start + size, c))
+            given = records.labels.columns(np.arange(c)[some])
+            logits = np.asarray(types.Heads(heads.kernel[some], heads.bias[some])(z))
+            known = given.known & opened[:, None]
+            scores[some] = metrics.score(self.config.training.metric, logits, given.labels, known)
         mean = float(metrics.mean_defined(scores))
         return mean if math.isfinite(mean) else None
 
@@ -275,6 +294,7 @@ class Training:
     def save(self, iterator_state: dict[str, Any] | None = None) -> None:
         """Begin to write what going on needs, with the iterator as it is or was in the state given."""
         self.settle()
+        self.note_unopened()
         self.saved_at = time.monotonic()
         self.writer.wait()
         if self.history.step in checkpoints.steps(self.folder / "state"):
@@ -284,6 +304,11 @@ class Training:
             "iterator": self.iterator.get_state() if iterator_state is None else iterator_state,
         }
         self.writer.save(self.folder / "state", self.history.step, self.state, metadata, keep=2)
+
+    def note_unopened(self) -> None:
+        """Keep the names of images that could not be opened so far."""
+        # A copy first: threads add to the set at any time.
+        self.history = dataclasses.replace(self.history, unopened=tuple(sorted(self.unopened.copy())))
 
     def all_agree(self, flag: bool) -> bool:
         """The flag, or where there are several hosts, whether any of them has it set; they ask now and then."""
@@ -297,6 +322,8 @@ class Training:
         words = f"loss {self.loss:.4f}"
         if history.score and history.score[-1] is not None:
             words += f", validation m{self.config.training.metric} {history.score[-1]:.4f}"
+        if self.unopened:
+            words += f", {len(self.unopened)} images left out"
         return words
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Num, UInt8
+from jaxtyping import Bool, Float, Int, Integer, Num, UInt8
 
 Array = np.ndarray | jax.Array
 
@@ -36,6 +36,15 @@ class Labels:
     def __getitem__(self, rows: Any) -> Labels:
         """Select rows."""
         return Labels(self.labels[rows], self.known[rows], self.uncertain[rows])
+
+    def take(self, rows: Int[np.ndarray, " k"]) -> Labels:
+        """Select rows by their indices, stored as these labels are."""
+        return self[rows]
+
+    def columns(self, categories: Sequence[int] | Integer[np.ndarray, " k"]) -> Labels:
+        """All rows of some categories, dense [n k], in the order asked for."""
+        chosen = np.asarray(categories, np.int64).reshape(-1)
+        return Labels(self.labels[:, chosen], self.known[:, chosen], self.uncertain[:, chosen])
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -126,6 +135,7 @@ class Embeddings:
         known: [n c] bool.
         uncertain: [n c] bool.
         groups: [n] or None, as in `Records`.
+        unopened: names of the images that could not be opened; z stands for a blank one there, and no label is known.
     """
 
     z: Num[Array, ...]
@@ -133,6 +143,7 @@ class Embeddings:
     known: Bool[Array, "n c"]
     uncertain: Bool[Array, "n c"] | None = None
     groups: np.ndarray | None = None
+    unopened: Sequence[str] = ()
 
     def __len__(self) -> int:
         """The number of images."""

@@ -14,6 +14,8 @@ from PIL import Image
 from cftjax.data.coco import CocoData
 from cftjax.data.problems import DataError
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*no training image shows")
+
 # Out of id order, and with holes.
 CATEGORIES = [{"id": 7, "name": "kite"}, {"id": 1, "name": "person"}, {"id": 3, "name": "dog"}]
 TRAIN = {
@@ -203,11 +205,37 @@ def test_all_faults_are_told_at_once(tmp_path):
     )
     val = changed(VAL, annotations=[{"image_id": 1, "category_id": 1}])
     message = refusal(write(tmp_path, train, val))
-    assert "62 problems" in message
+    # The image of the id given twice is not there either.
+    assert "63 problems" in message
     assert "images[3]: id 4" in message
-    assert "and 42 more" in message
+    assert "and 43 more" in message
     val = refusal(write(tmp_path, TRAIN, val))
     assert "instances_val2014.json annotations[1]: image_id 1" in val
+
+
+def test_faults_of_annotations_and_of_paths_come_in_one_message(tmp_path):
+    outside = changed(
+        TRAIN, images=[{"id": 5, "file_name": "../../a.jpg"}], annotations=[{"image_id": 8, "category_id": 1}]
+    )
+    message = refusal(write(tmp_path, outside, changed(VAL, images=[{"id": 6, "file_name": "./d.jpg"}])))
+    assert "3 problems" in message
+    for part in ("image_id 8", "is outside of", "'val2014/./d.jpg' is listed a second time"):
+        assert part in message
+
+
+def test_faults_of_both_files_come_in_one_message(tmp_path):
+    root = write(tmp_path, {"images": [], "categories": []})
+    (root / "annotations/instances_val2014.json").write_text("{")
+    message = refusal(root)
+    assert "instances_train2014.json: Object missing required field `annotations`" in message
+    assert "instances_val2014.json: the file ends too early" in message
+
+
+def test_a_category_that_no_training_image_shows_is_named_in_a_warning(tmp_path):
+    categories = [*CATEGORIES, {"id": 9, "name": "unicorn"}]
+    root = write(tmp_path, TRAIN | {"categories": categories}, VAL | {"categories": categories})
+    with pytest.warns(UserWarning, match="no training image shows unicorn; nothing can be learned of it"):
+        CocoData(root=str(root)).load()
 
 
 def test_missing_images_are_counted_unless_the_option_says_not_to_look(tmp_path):

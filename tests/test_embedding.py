@@ -1,3 +1,4 @@
+import dataclasses
 import types as python_types
 
 import jax
@@ -8,6 +9,7 @@ from flax import nnx
 
 from cftjax import devices, embedding, types
 from cftjax.config import InputConfig
+from cftjax.data import sparse
 from cftjax.data.images import ImageError
 from cftjax.data.preprocessing import Preprocessing
 
@@ -141,7 +143,33 @@ def test_an_image_that_cannot_be_opened_keeps_its_row_and_loses_its_labels(tmp_p
     np.testing.assert_array_equal(found.known[others], whole.known[others])
     assert not found.known[[3, 20]].any()
     assert not found.uncertain[[3, 20]].any()
+    assert found.unopened == ("image3", "image20")
+    assert whole.unopened == ()
     assert "image3, image20" in capsys.readouterr().out
+
+
+def test_names_of_images_left_out_before_an_interruption_are_kept(tmp_path, monkeypatch):
+    def image(row):
+        if row in (3, 20, 30):
+            raise ImageError(f"image{row} is damaged")
+        return pixels()[row]
+
+    monkeypatch.setattr(f"{__name__}.INPUT", InputConfig(augment="none", workers=1, on_bad_image="skip"))
+    monkeypatch.setattr(f"{__name__}.records", lambda whole=records: whole(image))
+    interrupted_after(tmp_path, 3, monkeypatch)
+    run(tmp_path)
+    assert embedding.load(tmp_path).unopened == ("image3", "image20", "image30")
+    again = embedding.load(tmp_path)
+    embedding.save(tmp_path / "copy", again)
+    assert embedding.load(tmp_path / "copy").unopened == again.unopened
+
+
+def test_labels_stored_sparse_are_written_as_the_dense_ones_a_block_of_rows_at_a_time(tmp_path, monkeypatch):
+    given = records()
+    run(tmp_path / "dense", given)
+    monkeypatch.setattr(embedding, "LABEL_ELEMENTS", 4 * 5 + 3)
+    run(tmp_path / "sparse", dataclasses.replace(given, labels=sparse.of(given.labels)))
+    assert content(tmp_path / "sparse") == content(tmp_path / "dense")
 
 
 def test_embeddings_made_elsewhere_are_read_back(tmp_path):

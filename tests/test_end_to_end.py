@@ -83,6 +83,15 @@ def test_other_search_settings_leave_the_backbone_and_embeddings_alone(run, tmp_
     assert [(run / name).stat().st_mtime_ns for name in kept] == before
 
 
+def test_a_run_that_begins_to_skip_bad_images_keeps_what_is_done(run, monkeypatch, capsys):
+    kept = ["backbone/history.json", "embeddings/train/z.npy", "heads/backbone/heads.npz"]
+    before = [(run / name).stat().st_mtime_ns for name in kept]
+    call(monkeypatch, train.main, "--workdir", run, *SMALL, "--data.on-bad-image", "skip")
+    assert "backbone: made anew" not in capsys.readouterr().out
+    assert [(run / name).stat().st_mtime_ns for name in kept] == before
+    assert json.loads((run / "report" / "metrics.json").read_text())["unopened"]["train"] == []
+
+
 def test_a_run_opens_in_a_notebook_and_another_one_is_made_from_its_embeddings(run, tmp_path, monkeypatch):
     opened = cftjax.open_run(run)
     splits = {split: opened.embeddings(split) for split in ("train", "validation", "test")}

@@ -66,6 +66,29 @@ def test_a_figure_without_data_says_why(name):
     assert len(drawn.texts[0].get_text()) > 20
 
 
+@pytest.mark.parametrize("k", [1, 5, 18, 80])
+def test_labels_are_drawn_row_beside_row_and_within_bounds_for_few_and_many_categories(k):
+    rng = np.random.default_rng(0)
+    counts = rng.multinomial(200, [0.1, 0.1, 0.5, 0.3], size=k).T
+    together = rng.random((k, k))
+    together[0] = np.nan
+    names = [f"category ${i}" for i in range(k)]
+    figure = figures.label_counts(names, {"train": counts, "test": counts}, together, num_categories=5000)
+    train, test, heat_map, _ = figure.axes
+    assert [label.get_text() for label in heat_map.get_yticklabels()] == names
+    assert [label.get_text() for label in train.get_yticklabels()] == names
+    assert train.get_ylim() == test.get_ylim() == heat_map.get_ylim()
+    assert train.get_position().y0 == heat_map.get_position().y0
+    assert train.get_title(loc="left") == "train\n200 images"
+    widths = np.array([bar.get_width() for bar in train.patches]).reshape(4, k)
+    np.testing.assert_array_equal(widths, counts)
+    assert figure._suptitle.get_text().endswith(f"{k} categories with the most positives, of 5,000")
+    assert max(figure.get_size_inches()) < 40
+    image = pixels(figure)
+    assert has_colour(image, BLUE)
+    assert has_colour(image, ORANGE)
+
+
 def test_the_sheet_marks_what_is_present_absent_and_not_known():
     probs = np.array([[0.9, 0.8, 0.7, 0.1]])
     labels, known = np.array([[True, False, False, True]]), np.array([[True, True, False, True]])

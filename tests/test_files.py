@@ -1,3 +1,4 @@
+import dataclasses
 import os
 
 import numpy as np
@@ -5,7 +6,7 @@ import pytest
 from PIL import Image
 
 from cftjax import types
-from cftjax.data import files, sparse
+from cftjax.data import files, sparse, splits
 from cftjax.data.problems import DataError, Problems
 
 
@@ -84,3 +85,15 @@ def test_unlabelled_categories_are_found_in_dense_and_in_sparse_labels():
     for same in (labels, labels[:]):
         with pytest.warns(UserWarning, match=r"no training image has a label for w, y\."):
             files.warn_of_unlabelled("here", "wxyz", same)
+
+
+def test_the_files_of_selected_rows_are_found_and_those_of_other_sources_are_none(root):
+    labels = types.Labels(*(np.zeros((4, 1), bool) for _ in range(3)))
+    names = [f"{i}.png" for i in range(4)]
+    records = types.Records(files.ImageFiles(root, names), labels, names)
+    some = splits.select(splits.select(records, np.array([3, 2, 0])), np.array([2, 0]))
+    assert files.of(records) == records.image
+    found = files.of(some)
+    assert found is not None
+    assert (found.root, found.names) == (root, ["0.png", "3.png"])
+    assert files.of(dataclasses.replace(records, image=lambda row: np.zeros((1, 1, 3), np.uint8))) is None

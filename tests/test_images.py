@@ -103,6 +103,32 @@ def test_what_is_no_image_is_named(tmp_path):
         images.open_image("none.jpg", root=tmp_path)
 
 
+def test_what_is_empty_or_of_no_format_says_so(tmp_path):
+    (tmp_path / "a.jpg").write_text("<html>404</html>")
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    for name, reason in (("a.jpg", r"\(it is of no image format\)"), ("empty.jpg", r"\(it is empty\)")):
+        for read in (images.open_image, images.read_header):
+            with pytest.raises(images.ImageError, match=reason):
+                read(name, root=tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_a_header_tells_the_size_of_the_upright_image_and_its_mode(tmp_path, kind, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(COLOUR[:, :, 0]).save(tmp_path / "a", kind, exif=exif)
+    opened = images.open_image(tmp_path / "a")
+    assert images.read_header("a", root=tmp_path) == (opened.shape[1], opened.shape[0], "L")
+
+
+def test_a_header_is_read_without_the_pixels(tmp_path):
+    (tmp_path / "cut.png").write_bytes(encoded("PNG")[:100])
+    assert images.read_header(tmp_path / "cut.png") == (64, 48, "RGB")
+    with pytest.raises(images.ImageError, match="outside the folder"):
+        images.read_header("../cut.png", root=tmp_path / "root")
+
+
 @pytest.mark.parametrize("path", ["../a.png", "x/../../a.png", "/etc/hostname"])
 def test_a_path_outside_of_the_root_is_refused(tmp_path, path):
     Image.fromarray(COLOUR).save(tmp_path / "a.png")
@@ -137,6 +163,8 @@ def test_damaged_bytes_give_pixels_or_an_image_error(tmp_path_factory, kind):
         for place, value in changes:
             damaged[place] = value
         file.write_bytes(damaged[: len(damaged) - cut])
+        with contextlib.suppress(images.ImageError):
+            assert len(images.read_header(file)) == 3
         with contextlib.suppress(images.ImageError):
             opened = images.open_image(file)
             assert opened.dtype == np.uint8
@@ -188,6 +216,11 @@ def test_dicom_is_windowed_by_its_tags(tmp_path, tags, expected):
     opened = images.open_image(tmp_path / "a.dcm")
     assert opened.shape == (1, 4, 3)
     np.testing.assert_allclose(opened[..., 0], expected, atol=1)
+
+
+def test_the_header_of_a_dicom_file_is_read(tmp_path):
+    dicom(tmp_path / "a.dcm", VALUES)
+    assert images.read_header(tmp_path / "a.dcm") == (4, 1, "MONOCHROME2")
 
 
 def test_dicom_is_known_by_its_first_bytes_where_the_name_says_nothing(tmp_path):

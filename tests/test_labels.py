@@ -5,7 +5,7 @@ import pytest
 
 from cftjax import types
 from cftjax.config import LabelsConfig
-from cftjax.data import labels
+from cftjax.data import labels, sparse
 
 NAN = np.nan
 # Positive, negative, uncertain and unknown in every mixture; row 2 has no positive, row 3 nothing at all.
@@ -231,3 +231,17 @@ def test_impossible_settings_are_refused_by_name():
             hider(given, 1.5)
     with pytest.raises(ValueError, match="known_per_category is 1"):
         labels.hide_fixed_per_category(given, 1)
+
+
+@pytest.mark.parametrize("way", ["uniform", "single_positive", "fixed_per_category", "uneven"])
+def test_sparse_labels_are_hidden_as_the_dense_ones_and_stay_sparse(way):
+    rng = np.random.default_rng(5)
+    known = rng.random((300, 9)) < 0.6
+    uncertain = ~known & (rng.random((300, 9)) < 0.3)
+    given = types.Labels(known & (rng.random((300, 9)) < 0.3), known, uncertain)
+    config = LabelsConfig(hide=way, known_proportion=0.4, known_per_category=30)
+    dense, stored = labels.hide(given, config), labels.hide(sparse.of(given), config)
+    assert type(dense) is types.Labels
+    assert isinstance(stored, sparse.SparseLabels)
+    for part in ("labels", "known", "uncertain"):
+        np.testing.assert_array_equal(getattr(stored, part), getattr(dense, part))

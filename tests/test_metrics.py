@@ -1,5 +1,3 @@
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -86,18 +84,6 @@ def test_keys_are_equal_only_for_equal_scores_one_bit_apart_included():
     assert keys[0] == keys[1]
     assert len(set(np.asarray(keys[1:]).tolist())) == 6
     assert np.array_equal(np.argsort(keys[1:]), np.argsort(scores[1:]))
-
-
-def test_any_leading_axes_and_a_shifted_ranking_score_the_same():
-    rng = np.random.default_rng(1)
-    scores = rng.normal(size=(2, 3, N)).astype(np.float32)
-    labels, where = rng.random(scores.shape) < 0.3, rng.random(scores.shape) < 0.8
-    keys = jax.jit(metrics.ranking_keys)(scores, labels, where)
-    found = jax.jit(metrics.average_precision_of_keys)(keys)
-    for i, j in np.ndindex(2, 3):
-        expected = oracle(scores[i, j][:, None], labels[i, j][:, None], where[i, j][:, None])[0]
-        np.testing.assert_allclose(found[i, j], expected[0], atol=1e-6)
-    assert jnp.allclose(found, jax.vmap(jax.vmap(metrics.average_precision_of_keys))(keys), equal_nan=True)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import io
 import json
 
@@ -217,6 +218,32 @@ def test_the_table_shows_each_category_the_means_and_who_was_left_alone(written)
     assert "Left as before (no known positive in train): untuned." in text
     assert "AP undefined on test (left out of the mean): no test positive." in text
     assert numbers(printed) == numbers(text)
+
+
+def test_images_left_out_are_named_below_the_table_and_not_drawn(tmp_path):
+    run = make_run()
+    names = [str(row) for row in range(7)]
+    run["embeddings"]["train"] = dataclasses.replace(run["embeddings"]["train"], unopened=("a.jpg",))
+    run["embeddings"]["test"] = dataclasses.replace(run["embeddings"]["test"], unopened=names)
+
+    def image(row):
+        assert row >= 7, "opened an image that cannot be opened"
+        return np.zeros((8, 8, 3), np.uint8)
+
+    records = dataclasses.replace(make_records(40), image=image)
+    found, printed = write(tmp_path, embeddings=run["embeddings"], records=records)
+    assert found["unopened"] == {"train": ["a.jpg"], "validation": [], "test": names}
+    assert "1 image of train could not be opened: a.jpg; left out." in printed
+    assert "7 images of test could not be opened: 0, 1, 2, 3, 4 and 2 more; left out." in printed
+    assert "of validation could not" not in printed
+    assert (tmp_path / "test_images.png").is_file()
+
+
+def test_a_split_of_which_no_image_could_be_opened_has_no_sheet_of_them(tmp_path):
+    run = make_run()["embeddings"]
+    run["test"] = dataclasses.replace(run["test"], unopened=[str(row) for row in range(40)])
+    write(tmp_path, embeddings=run, records=make_records(40))
+    assert not (tmp_path / "test_images.png").exists()
 
 
 def test_the_csv_holds_every_category_and_the_mean_at_full_precision(written):

@@ -113,3 +113,21 @@ def test_sparse_labels_survive_pickling_and_stand_where_labels_do():
     records = types.Records(lambda row: np.zeros((1, 1, 3), np.uint8), labels, [str(row) for row in range(23)])
     assert records.labels is labels
     assert "23 images, 7 categories" in repr(labels)
+
+
+def test_dense_labels_and_their_sparse_form_are_the_same_and_so_are_the_entries_kept():
+    given = dense_of(VALUES)
+    # What is not known has no label, whatever the array says there.
+    noisy = types.Labels(given.labels | ~given.known, given.known, given.uncertain)
+    stored = sparse.of(noisy)
+    assert_same(stored[:], given)
+    assert sparse.of(stored) is stored
+    positive = stored.keep(stored.values == 1)
+    assert_same(positive[:], types.Labels(given.labels, given.labels, np.zeros_like(given.labels)))
+    np.testing.assert_array_equal(stored.rows(), np.nonzero(given.known | given.uncertain)[0])
+
+
+def test_dense_labels_give_rows_and_columns_by_the_same_names():
+    given = dense_of(VALUES)
+    assert_same(given.take(np.array([5, 0])), dense_of(VALUES[[5, 0]]))
+    assert_same(given.columns([6, 1]), dense_of(VALUES[:, [6, 1]]))

@@ -6,7 +6,7 @@ import pytest
 
 from cftjax import types
 from cftjax.config import LabelsConfig
-from cftjax.data import labels, splits
+from cftjax.data import labels, sparse, splits
 
 CATEGORIES = ("rare", "common", "absent", "usual")
 FREQUENCIES = np.array([0.02, 0.5, 0.0, 0.15])
@@ -206,3 +206,31 @@ def test_where_a_category_is_balanced_the_side_short_of_images_gets_the_next_gro
     positive = np.zeros((21, 1), bool)
     positive[[0, 1, 11]] = True
     assert {len(splits.stratify(positive, 0.5, seed, groups)) for seed in range(12)} == {10, 11}
+
+
+def too_large_to_be_dense(n=300_000, c=1000):
+    """A label or two of most images, uncertain ones among them."""
+    assert n * c > sparse.DENSE_LIMIT
+    rng = np.random.default_rng(0)
+    m = n + n // 2
+    categories = (c * rng.random(m) ** 3).astype(int)
+    stored = sparse.from_entries(
+        rng.integers(0, n, m), categories, rng.choice([1, 0, -1], m, p=[0.4, 0.5, 0.1]), (n, c)
+    )
+    train = types.Records(Images(0), stored, [str(row) for row in range(n)])
+    return types.Dataset(tuple(map(str, range(c))), {"train": train}, "large")
+
+
+@pytest.mark.parametrize("hide", ["none", "uniform", "single_positive", "fixed_per_category", "uneven"])
+def test_a_set_too_large_to_be_dense_is_hidden_and_carved_sparse(hide):
+    given = too_large_to_be_dense()
+    prepared = splits.prepare(given, LabelsConfig(hide=hide), splits.SplitConfig())
+    train, validation = (prepared.dataset.splits[name] for name in ("train", "validation"))
+    for split in (train, validation):
+        assert isinstance(split.labels, sparse.SparseLabels)
+        assert split.labels.shape == (len(split), 1000)
+    complete = given.splits["train"].labels.counts()
+    assert len(validation) == pytest.approx(30_000, abs=100)
+    np.testing.assert_allclose(validation.labels.counts().positive, 0.1 * complete.positive, atol=2)
+    kept = train.labels.counts().positive + validation.labels.counts().positive
+    assert (kept == complete.positive).all() == (hide == "none")

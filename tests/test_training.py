@@ -12,6 +12,8 @@ from flax import nnx
 from cftjax import backbones, checkpoints, devices, embedding, storage, train_step, training, types
 from cftjax.backbones import resnet
 from cftjax.config import BackboneConfig, Config, EmbedConfig, InputConfig, LabelsConfig, TrainingConfig
+from cftjax.data import sparse
+from cftjax.data.images import ImageError
 
 SIZE = 8
 BATCH = 8
@@ -237,6 +239,32 @@ def test_the_stored_score_is_that_of_the_stored_weights(uninterrupted, tmp_path)
     found = embedding.load(tmp_path)
     ap = training.metrics.average_precision(np.asarray(heads(found.z)), found.labels, where=found.known)
     assert float(training.metrics.mean_defined(ap)) == history.score[history.best_epoch - 1]
+
+
+def test_labels_stored_sparse_train_and_validate_as_the_dense_ones_a_group_of_categories_at_a_time(
+    uninterrupted, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(training, "SCORED_ELEMENTS", 21)
+    given = dataset()
+    stored = {name: dataclasses.replace(split, labels=sparse.of(split.labels)) for name, split in given.splits.items()}
+    assert training.fit(dataclasses.replace(given, splits=stored), config(), tmp_path) == uninterrupted[1]
+
+
+def test_images_left_out_are_remembered_over_an_interruption(tmp_path):
+    skipping = dataclasses.replace(config(), input=dataclasses.replace(config().input, on_bad_image="skip"))
+    stop = send_after(3 * BATCH, signal.SIGTERM)
+
+    def change(row):
+        stop(row)
+        if row in (2, 7):
+            raise ImageError(f"image{row} is damaged")
+
+    with pytest.raises(KeyboardInterrupt):
+        training.fit(dataset(change), skipping, tmp_path)
+    first = training.Training(dataset(), skipping, tmp_path, devices.mesh()).history.unopened
+    history = training.fit(dataset(change), skipping, tmp_path)
+    assert set(first) <= set(history.unopened) == {"image2", "image7"}
+    assert training.History.from_json(storage.read_json(tmp_path / "history.json")) == history
 
 
 def test_a_finished_training_is_not_touched(uninterrupted):

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
 
-from cftjax import metrics
 from cftjax.cft import picking, problems
 from cftjax.config import ChooseConfig
 from cftjax.types import Embeddings, Heads
+
+# Logits of all candidates of one block of categories, in bytes.
+LOGITS_BYTES = 256 * 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +33,33 @@ class Chosen:
     untuned: dict[int, str]
 
 
+def mixtures(
+    candidates: Mapping[str, Heads], train: Embeddings, validation: Embeddings, shares: Sequence[float]
+) -> dict[str, Heads]:
+    """Heads between the first candidate and each of the others.
+
+    Heads differ in the scale of their logits, so that the first is brought to the other's before they are mixed; the
+    bias is fitted to the known training labels.
+
+    Args:
+        candidates: the old head first.
+        train: fits the bias.
+        validation: measures the scales.
+        shares: of the new head, in (0, 1).
+    """
+    (_, old), *others = candidates.items()
+    found = {}
+    for name, new in others:
+        before, after = (np.asarray(heads(validation.z)).std(axis=0) for heads in (old, new))
+        scale = (after / np.where(before > 0, before, 1.0))[:, None]
+        for share in shares:
+            kernel = (1 - share) * scale * np.asarray(old.kernel) + share * np.asarray(new.kernel)
+            mixed = Heads(kernel.astype(np.float32), np.asarray(new.bias))
+            bias = problems.refit_bias(mixed, train, range(len(kernel)))
+            found[f"{name} x{share:g}"] = Heads(mixed.kernel, bias)
+    return found
+
+
 def choose(
     candidates: Mapping[str, Heads], train: Embeddings, validation: Embeddings, *, config: ChooseConfig | None = None
 ) -> Chosen:
@@ -41,28 +70,28 @@ def choose(
             category cannot be judged.
         train: the training embeddings; a category without a known positive and negative there was never tuned.
         validation: the embeddings that judge.
-        config: metric and rule; None for the default.
+        config: metric, rule and mixtures; None for the default.
 
     Returns:
-        Chosen: heads, names, scores and the categories left alone, with the reason.
+        Chosen: heads, names (a mixture's is `polish x0.5`), scores and the categories left alone, with the reason.
     """
     config = config or ChooseConfig()
-    labels, known = np.asarray(validation.labels, bool), np.asarray(validation.known, bool)
-    scores = {
-        name: np.asarray(metrics.score(config.metric, np.asarray(heads(validation.z)), labels, known))
-        for name, heads in candidates.items()
-    }
+    candidates = {**candidates, **mixtures(candidates, train, validation, config.mixes)}
+    order, c = list(candidates), len(next(iter(candidates.values())).bias)
+    at_once = max(1, LOGITS_BYTES // (4 * len(order) * max(len(validation), 1)))
+    judged = []
+    for some in (slice(start, start + at_once) for start in range(0, c, at_once)):
+        z = validation.z if validation.z.ndim == 2 else validation.z[:, some]
+        some_heads = (Heads(np.asarray(h.kernel)[some], np.asarray(h.bias)[some]) for h in candidates.values())
+        logits = np.stack([np.asarray(heads(z)) for heads in some_heads])
+        labels, known = (np.asarray(x[:, some], bool) for x in (validation.labels, validation.known))
+        judged.append(picking.judge(config.rule, config.metric, logits, labels, known, validation.groups))
     untuned = problems.untunable(train, validation)
-    order = list(candidates)
-    table = np.stack([scores[name] for name in order])
-    errors = None
-    if config.rule != "best":
-        logits = [np.asarray(candidates[name](validation.z)) for name in order]
-        errors = picking.standard_errors(logits, labels, known, config.metric, validation.groups)
-    picked = picking.pick(config.rule, table, errors)
+    picked = picking.pick(config.rule, judged)
     picked[list(untuned)] = 0
     kernel, bias = (
         np.stack([np.asarray(getattr(candidates[order[i]], field))[c] for c, i in enumerate(picked)])
         for field in ("kernel", "bias")
     )
+    scores = dict(zip(order, np.concatenate([block.scores for block in judged], axis=1), strict=True))
     return Chosen(Heads(kernel, bias), [order[i] for i in picked], scores, untuned)

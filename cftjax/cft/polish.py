@@ -283,16 +283,25 @@ def _picked(
     if not found:
         return {}
     tuned = sorted(found)
-    scores = np.stack([np.append(found[c]["before"], found[c]["score"]) for c in tuned], axis=1)
-    errors = None
-    if config.rule != "best":
-        logits = np.empty((len(candidates) + 1, len(validation.labels), len(tuned)), np.float32)
-        logits[0] = validation.base[:, tuned]
-        towards = np.array([pull.towards for pull in candidates], np.float32)
-        for j, c in enumerate(tuned):
-            z = np.asarray(validation.z if validation.z.ndim == 2 else validation.z[:, c], np.float32)
-            logits[1:, :, j] = (z @ found[c]["genes"].T + validation.base[:, [c]] * towards).T
-        labels, known = (np.asarray(x[:, tuned], bool) for x in (validation.labels, validation.known))
-        errors = picking.standard_errors(list(logits), labels, known, config.metric, groups)
-    picked = picking.pick(config.rule, scores, errors)
+    judged = [_judged(found[c], c, candidates, validation, config, groups) for c in tuned]
+    picked = picking.pick(config.rule, judged)
     return {c: None if i == 0 else int(i) - 1 for c, i in zip(tuned, picked, strict=True)}
+
+
+def _judged(
+    found: dict[str, Any],
+    category: int,
+    candidates: list[Pull],
+    validation: problems.Seen,
+    config: PolishConfig,
+    groups: np.ndarray | None,
+) -> picking.Judged:
+    """What validation says of one category: the head it started from, then the candidates."""
+    if config.rule == "best":
+        return picking.Judged(np.append(found["before"], found["score"])[:, None])
+    z = np.asarray(validation.z if validation.z.ndim == 2 else validation.z[:, category], np.float32)
+    base, towards = validation.base[:, category], np.array([pull.towards for pull in candidates], np.float32)
+    steps = found["genes"] @ z.T + towards[:, None] * base
+    logits = np.concatenate([base[None], steps]).astype(np.float32)[:, :, None]
+    labels, known = (np.asarray(x[:, [category]], bool) for x in (validation.labels, validation.known))
+    return picking.judge(config.rule, config.metric, logits, labels, known, groups)

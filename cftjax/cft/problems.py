@@ -15,13 +15,13 @@ from jax.sharding import NamedSharding
 from jaxtyping import Bool, Float, Num
 from scipy import special
 
-from cftjax import metrics
+from cftjax.cft import ranking
 from cftjax.config import Metric
 from cftjax.types import Array, Embeddings, Heads
 
 ROWS_AT_ONCE = 16384
-# With more positives than this a sort is faster than counting (benchmarks/ranking.py).
-COUNTED_POSITIVES = 1024
+# With more positives than this, or than one row in sixteen, sorting is faster than counting (benchmarks/ranking.py).
+COUNTED_POSITIVES = 128
 
 
 @functools.partial(
@@ -50,11 +50,17 @@ class Rows:
 
 def ranking_scores(metric: Metric, rows: Rows, scores: Float[jax.Array, "g p k"]) -> Float[jax.Array, "g p"]:
     """AP or AUROC of p rankings of the rows of each category."""
-    if rows.slots:
-        count = functools.partial(metrics.by_counting, metric, slots=rows.slots)
-        return jax.vmap(count)(scores, jnp.asarray(rows.labels), jnp.asarray(rows.where))
-    labels, where = (jnp.broadcast_to(x[:, None, :], scores.shape) for x in (rows.labels, rows.where))
-    return metrics.OF_KEYS[metric](metrics.ranking_keys(scores, labels, where))
+    way = functools.partial(ranking.by_counting, slots=rows.slots) if rows.slots else ranking.by_sorting
+    of_one = functools.partial(way, metric)
+
+    def one_by_one(*each: jax.Array) -> jax.Array:
+        """So that each category's loops end with its own rows."""
+        if len(scores) == 1:
+            return of_one(*(x[0] for x in each))[None]
+        return jax.lax.map(lambda one: of_one(*one), each)
+
+    arguments = scores, jnp.asarray(rows.labels), jnp.asarray(rows.where)
+    return jax.lax.platform_dependent(*arguments, cpu=one_by_one, default=jax.vmap(of_one))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,16 +214,21 @@ class Shape(NamedTuple):
     slots: int
 
 
-def padded_length(count: int, smallest: int = 256) -> int:
-    """The next of a few lengths, an eighth of an octave apart: few programs to compile, little padding."""
-    step = max(smallest, 1 << max(0, (count - 1).bit_length() - 1)) // 8
+def padded_length(count: int, per_octave: int = 4, smallest: int = 512) -> int:
+    """The next of a few lengths: few programs to compile, and with four an octave less than a fifth of it padding."""
+    step = max(smallest, 1 << max(0, (count - 1).bit_length() - 1)) // per_octave
     return max(smallest, -(-count // step) * step)
 
 
 def positive_slots(count: int, length: int) -> int:
-    """The next power of two of at least 16, or 0 where the positives are too many to count by."""
-    slots = max(16, 1 << max(0, count - 1).bit_length())
-    return slots if slots <= COUNTED_POSITIVES and slots * length < 2**29 else 0
+    """Enough for so many positives, or 0 where they are too many to count by.
+
+    A CPU counts as far as the positives go, so that one program serves all; elsewhere the next power of two.
+    """
+    most = min(max(COUNTED_POSITIVES, length // 16), 2**29 // length, length)
+    if count > most:
+        return 0
+    return most if jax.default_backend() == "cpu" else min(most, max(16, 1 << max(0, count - 1).bit_length()))
 
 
 def rows_of(
@@ -266,6 +277,26 @@ def spread(seen: Seen) -> Float[np.ndarray, " c"]:
     return found
 
 
+def gradient_step(seen: Seen, category: int) -> Float[np.ndarray, " r"]:
+    """One step of gradient descent on the binary cross-entropy of a category's known labels, as long as is safe.
+
+    The length is four over the largest eigenvalue of the rows' second moment, which bounds the Hessian; found by power
+    iteration. Zero where nothing is known.
+    """
+    rows = np.flatnonzero(seen.known[:, category])
+    z = np.asarray(seen.z[rows] if seen.z.ndim == 2 else seen.z[rows, category], np.float32)
+    residual = special.expit(seen.base[rows, category]) - np.asarray(seen.labels[rows, category], np.float32)
+    gradient = z.T @ residual / max(len(rows), 1)
+    direction, largest = gradient, 0.0
+    for _ in range(20):
+        length = float(np.linalg.norm(direction))
+        if length < 1e-20:
+            return np.zeros_like(gradient)
+        direction = z.T @ (z @ (direction / length)) / len(rows)
+        largest = float(np.linalg.norm(direction))
+    return (-4 / largest * gradient).astype(np.float32)
+
+
 @dataclasses.dataclass(frozen=True)
 class Group:
     """Categories that advance together.
@@ -307,10 +338,10 @@ class Group:
         return first, second
 
 
-def _shapes(seen: Seen, ranked: bool) -> list[Shape]:
+def _shapes(seen: Seen, per_octave: int, ranked: bool) -> list[Shape]:
     """Of each category; where nothing is ranked, positives are not told apart."""
     known = np.asarray(seen.known, bool)
-    lengths = [padded_length(int(count)) for count in known.sum(0)]
+    lengths = [padded_length(int(count), per_octave) for count in known.sum(0)]
     positives = (known & np.asarray(seen.labels, bool)).sum(0)
     return [
         Shape(k, positive_slots(int(count), k) if ranked else 0) for k, count in zip(lengths, positives, strict=True)
@@ -329,7 +360,8 @@ def groups(
         at_once: the largest group.
         ranked: whether the training rows are ranked as well.
     """
-    train_shapes, validation_shapes = _shapes(train, ranked), _shapes(validation, True)
+    # A generation scores one candidate on validation, so that padding costs little there, and programs are saved.
+    train_shapes, validation_shapes = _shapes(train, 4, ranked), _shapes(validation, 1, True)
     alike: dict[tuple[Shape, Shape], list[int]] = {}
     for c in categories:
         alike.setdefault((train_shapes[c], validation_shapes[c]), []).append(c)

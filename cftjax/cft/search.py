@@ -19,9 +19,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from cftjax.cft import algorithms, problems
+from cftjax.cft.genetic import random_bits
 from cftjax.cft.problems import Rows, Space
 from cftjax.config import GAConfig, Metric
 from cftjax.types import Embeddings, Heads
@@ -63,6 +64,8 @@ class State:
         score: [g] its validation score.
         best_at: [g] the generation that found it.
         generation: [g] generations done.
+        begun: [g] the generation of the last start.
+        restarts: [g] starts after the first.
     """
 
     algorithm: Any
@@ -70,6 +73,8 @@ class State:
     score: jax.Array
     best_at: jax.Array
     generation: jax.Array
+    begun: jax.Array
+    restarts: jax.Array
 
 
 def _fitness(rows: Rows, genes: Float[jax.Array, "g p r"], metric: Metric) -> Float[jax.Array, "g p"]:
@@ -86,6 +91,20 @@ def _fitness(rows: Rows, genes: Float[jax.Array, "g p r"], metric: Metric) -> Fl
 def _kernel_genes(genes: jax.Array, has_bias: bool) -> jax.Array:
     """The genes that the ranking sees: a bias moves all scores of a category together."""
     return genes[..., :-1] if has_bias else genes
+
+
+def _where(condition: Bool[jax.Array, " g"], new: Any, old: Any) -> Any:
+    """One pytree or the other, category by category."""
+    return jax.tree.map(lambda a, b: jnp.where(condition.reshape(-1, *[1] * (a.ndim - 1)), a, b), new, old)
+
+
+def _some_rows(rows: Rows, key: jax.Array, share: float) -> Rows:
+    """A share of the known rows, or all of them where a category would be left without a positive or a negative."""
+    # A counter's hash: the first rows draw the same bits whatever the padding behind them.
+    drawn = random_bits(key, rows.labels.shape[-1:]) < jnp.uint32(share * 2**32)
+    where, labels = jnp.asarray(rows.where) & drawn[None, :], jnp.asarray(rows.labels)
+    enough = jnp.any(where & labels, axis=1) & jnp.any(where & ~labels, axis=1)
+    return dataclasses.replace(rows, where=jnp.where(enough[:, None], where, rows.where))
 
 
 class _Engine:
@@ -117,15 +136,41 @@ class _Engine:
         begin = functools.partial(algorithms.start, self.algorithm, self.params)
         state = jax.vmap(begin, (None, 0, 0))(key, seeds[:, turn], fitness[:, turn])
         zeros = jnp.zeros(seeds.shape[:1], jnp.int32)
-        return State(state, seeds[:, 0], score, zeros, zeros)
+        return State(state, seeds[:, 0], score, zeros, zeros, zeros, zeros)
+
+    def _patient(self, state: State) -> jax.Array:
+        return state.generation - jnp.maximum(state.best_at, state.begun) < self.config.patience
 
     def active(self, state: State) -> jax.Array:
-        config = self.config
-        return (state.generation - state.best_at < config.patience) & (state.generation < config.num_generations)
+        going_on = self._patient(state) | (state.restarts < self.config.restarts)
+        return going_on & (state.generation < self.config.num_generations)
+
+    def _restarted(self, train: Rows, key: jax.Array, state: State) -> State:
+        """Where patience has run out, the algorithm begins anew with copies of the best head."""
+        stalled = ~self._patient(state)
+
+        def restart() -> Any:
+            best = state.genes[:, None]
+            fitness = -_fitness(train, _kernel_genes(best, self.has_bias), self.config.metric)
+            begin = functools.partial(algorithms.start, self.algorithm, self.params)
+            copies = jnp.zeros(self.config.population_size, jnp.int32)
+            fresh = jax.vmap(begin, (None, 0, 0))(key, best[:, copies], fitness[:, copies])
+            return _where(stalled, fresh, state.algorithm)
+
+        return dataclasses.replace(
+            state,
+            algorithm=jax.lax.cond(jnp.any(stalled), restart, lambda: state.algorithm),
+            begun=jnp.where(stalled, state.generation, state.begun),
+            restarts=state.restarts + stalled,
+        )
 
     def _generation(self, train: Rows, validation: Rows, key: jax.Array, state: State) -> State:
         # Categories of a group that still run are at the same generation, so that they share the stream.
-        key_ask, key_tell = jax.random.split(jax.random.fold_in(key, jnp.max(state.generation)))
+        key_ask, key_tell, key_rows = jax.random.split(jax.random.fold_in(key, jnp.max(state.generation)), 3)
+        if self.config.restarts:
+            state = self._restarted(train, key_rows, state)
+        if self.config.row_share < 1:
+            train = _some_rows(train, key_rows, self.config.row_share)
         population, algorithm = jax.vmap(self.algorithm.ask, (None, 0, None))(key_ask, state.algorithm, self.params)
         fitness = _fitness(train, _kernel_genes(population, self.has_bias), self.config.metric)
         algorithm, _ = jax.vmap(self.algorithm.tell, (None, 0, 0, 0, None))(
@@ -134,12 +179,13 @@ class _Engine:
         best = jnp.take_along_axis(population, jnp.argmax(fitness, axis=1)[:, None, None], axis=1)
         score = _fitness(validation, _kernel_genes(best, self.has_bias), self.config.metric)[:, 0]
         better = score > state.score
-        return State(
-            algorithm,
-            jnp.where(better[:, None], best[:, 0], state.genes),
-            jnp.where(better, score, state.score),
-            jnp.where(better, state.generation + 1, state.best_at),
-            state.generation + 1,
+        return dataclasses.replace(
+            state,
+            algorithm=algorithm,
+            genes=jnp.where(better[:, None], best[:, 0], state.genes),
+            score=jnp.where(better, score, state.score),
+            best_at=jnp.where(better, state.generation + 1, state.best_at),
+            generation=state.generation + 1,
         )
 
     def _advance(
@@ -152,7 +198,7 @@ class _Engine:
             step, old, history = carry
             active = self.active(old)
             new = self._generation(train, validation, key, old)
-            kept = jax.tree.map(lambda a, b: jnp.where(active.reshape(-1, *[1] * (a.ndim - 1)), a, b), new, old)
+            kept = _where(active, new, old)
             column = jnp.where(active, kept.score, jnp.nan)[:, None]
             return step + 1, kept, jax.lax.dynamic_update_slice(history, column, (0, step))
 
@@ -232,6 +278,20 @@ def _replaced(places: Int[np.ndarray, " m"], whole: np.ndarray, some: Any) -> np
     return whole
 
 
+def _shrunken(heads: Heads, seeds: Sequence[str]) -> list[Heads]:
+    kernel, bias = np.asarray(heads.kernel, np.float32), np.asarray(heads.bias, np.float32)
+    return [Heads(kernel * share, bias) for share in (0.5, 0.0)] if "shrunken" in seeds else []
+
+
+def _one_step(seen: problems.Seen, heads: Heads, unit: np.ndarray, whole: bool) -> Float[np.ndarray, "c 1 r"]:
+    """Genes after one step of gradient descent on each category's known labels."""
+    steps = np.stack([problems.gradient_step(seen, c) for c in range(len(unit))])
+    if not whole:
+        return (steps / unit[:, None])[:, None]
+    kernel, bias = np.asarray(heads.kernel, np.float32), np.asarray(heads.bias, np.float32)
+    return np.concatenate([kernel + steps, bias[:, None]], axis=1)[:, None]
+
+
 def search(
     heads: Heads,
     train: Embeddings,
@@ -274,7 +334,13 @@ def search(
     seen_train, seen_validation = (problems.see(split, heads, space) for split in (train, validation))
     unit = np.ones(len(kernel), np.float32) if whole else problems.spread(seen_train)
     num_genes = seen_train.z.shape[-1]
-    population = problems.as_genes([heads, *seeds], space, unit)
+    population = np.concatenate(
+        [
+            problems.as_genes([heads, *seeds, *_shrunken(heads, config.seeds)], space, unit),
+            *([_one_step(seen_train, heads, unit, whole)] if "gradient" in config.seeds else []),
+        ],
+        axis=1,
+    )
 
     engine = _engine(config, num_genes, whole, mesh)
     lengths = [problems.padded_length(int(known)) for known in seen_train.known.sum(0)[tuned]]

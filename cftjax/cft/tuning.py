@@ -10,14 +10,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from cftjax.cft import problems
+from cftjax.cft import picking, problems
 from cftjax.cft.choose import Chosen, choose
 from cftjax.cft.polish import Polished, polish
 from cftjax.cft.search import Found, search
 from cftjax.config import ORDERS, TuningConfig
 from cftjax.types import Embeddings, Heads
-
-FOLDS = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,9 +57,9 @@ def parts(train: Embeddings, validation: Embeddings | None, heads: Heads, config
             "without a validation split the heads start from zero, where a search finds nothing: carve a validation "
             "split (--split.validation-share 0.1), or use --order polish_search (the recipe `default`)"
         )
-    fold = _folds(train, config.seed)
     zero = Heads(np.zeros_like(heads.kernel), np.zeros_like(heads.bias))
-    known = np.asarray(train.known, bool)
+    labels, known = np.asarray(train.labels, bool), np.asarray(train.known, bool)
+    fold = picking.folds(labels, known, train.groups, config.seed)
     return [
         Part(
             dataclasses.replace(train, known=known & (fold != i)),
@@ -69,26 +67,8 @@ def parts(train: Embeddings, validation: Embeddings | None, heads: Heads, config
             zero,
             judged=False,
         )
-        for i in range(FOLDS)
+        for i in range(picking.FOLDS)
     ]
-
-
-def _folds(train: Embeddings, seed: int) -> np.ndarray:
-    """[n c] which fold holds each label: positives and negatives of a category spread alike, or whole patients."""
-    rng = np.random.default_rng(seed)
-    n, c = train.labels.shape
-    if train.groups is not None:
-        member = np.unique(train.groups, return_inverse=True)[1]
-        return np.repeat(rng.permutation(int(member.max()) + 1)[member][:, None] % FOLDS, c, axis=1)
-    order = np.argsort(rng.random((n, c)), axis=0)
-    fold = np.zeros((n, c), np.int8)
-    labels, known = np.asarray(train.labels, bool), np.asarray(train.known, bool)
-    for column in range(c):
-        for value in (True, False):
-            rows = order[:, column]
-            rows = rows[known[rows, column] & (labels[rows, column] == value)]
-            fold[rows, column] = np.arange(len(rows)) % FOLDS
-    return fold
 
 
 def for_parts(config: TuningConfig, found: Sequence[Part]) -> TuningConfig:

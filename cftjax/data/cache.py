@@ -127,9 +127,9 @@ def fill(
             for row in range(start, stop):
                 try:
                     target(row)
-                except images.ImageError:
+                except images.ImageError as error:
                     if input_config.on_bad_image == "raise":
-                        raise
+                        raise images.stopped_by(error) from error
             return stop - start
 
         columns = (*progress.Progress.get_default_columns(), progress.MofNCompleteColumn())

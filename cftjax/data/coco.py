@@ -64,18 +64,17 @@ class CocoData:
             sources = {"train": "train", "validation": "val", "test": "test"}
         problems = Problems(root / "annotations")
         listings = {}
-        for split, name in sources.items():
-            file = root / f"annotations/instances_{name}{self.year}.json"
-            content = instances.read_json(file, Instances)
+        paths = [root / f"annotations/instances_{name}{self.year}.json" for name in sources.values()]
+        contents = instances.read_all(paths, Instances)
+        for (split, name), file, content in zip(sources.items(), paths, contents, strict=True):
             columns = instances.category_columns(content.categories, file.name, problems)
             rows = instances.image_rows([image.id for image in content.images], file.name, problems)
             pairs = instances.annotated(content.annotations, rows, columns, file.name, problems)
             folder = f"{name}{self.year}"
-            paths = [posixpath.join(folder, image.file_name) if image.file_name else "" for image in content.images]
-            listings[split] = instances.Listing(file.name, columns, paths, *pairs)
+            own = [posixpath.join(folder, image.file_name) if image.file_name else "" for image in content.images]
+            listings[split] = instances.Listing(file.name, columns, own, *pairs)
         instances.refuse_other_categories(list(listings.values()), problems)
-        problems.raise_if_any()
-        if self.check_files:
+        if self.check_files and not problems:
             for name in sources.values():
                 require(images / f"{name}{self.year}")
         names = instances.image_names(list(listings.values()), images, "file_name", problems, self.check_files)
@@ -87,4 +86,5 @@ class CocoData:
             labels = types.Labels(positive, np.ones_like(positive), np.zeros_like(positive))
             splits[split] = types.Records(files.ImageFiles(images, own), labels, own)
         categories = tuple(name for _, name in listings["train"].columns)
+        files.warn_of_absent(root, categories, splits["train"].labels.labels)
         return types.Dataset(categories, splits, files.fingerprint(categories, splits))

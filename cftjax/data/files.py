@@ -12,14 +12,16 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Bool, UInt8
 
 from cftjax import types
 from cftjax.data import images, sparse
-from cftjax.data.problems import Problems, shown
+from cftjax.data.problems import Problems, few, shown
+from cftjax.data.splits import SelectedImage
 
 # Names joined at a time while hashing, so that a million of them need no second copy.
 HASHED_NAMES = 65_536
+MISSING_MEND = "copy it there, or leave out what is missing: --data.no-check-files --data.on-bad-image skip"
 # Images of a folder from which on listing it is quicker than asking for each; CheXpert has one or two in a folder.
 LISTED_ROWS = 8
 
@@ -39,6 +41,16 @@ class ImageFiles:
     def __call__(self, row: int) -> UInt8[np.ndarray, "h w 3"]:
         """The image of a row."""
         return images.open_image(self.names[row], root=self.root)
+
+
+def of(records: types.Records) -> ImageFiles | None:
+    """The files behind a split, also behind rows selected from one; None where its images are not files."""
+    image, rows = records.image, None
+    while isinstance(image, SelectedImage):
+        image, rows = image.image, image.rows if rows is None else image.rows[rows]
+    if not isinstance(image, ImageFiles) or rows is None:
+        return image if isinstance(image, ImageFiles) else None
+    return ImageFiles(image.root, [image.names[int(row)] for row in rows])
 
 
 def relative_names(
@@ -77,7 +89,8 @@ def relative_names(
         names.append(name)
         earlier = first.setdefault(name, index)
         if not path.strip() or "\0" in path:
-            problems.add(f"the path {shown(path)} names no file", row=place(index), column=column)
+            what = f"the path {shown(path)} names no file"
+            problems.add(what, row=place(index), column=column, mend="write the path of the image")
         elif name == ".." or name.startswith("../"):
             mend = "list images below it, or name a folder above all of them as the images' root"
             problems.add(f"{shown(path)} is outside of {root}", row=place(index), column=column, mend=mend)
@@ -88,7 +101,8 @@ def relative_names(
             sound.append(index)
     if check_files:
         for index in missing(names, sound, root):
-            problems.add(f"no such file: {root / names[index]}", row=place(index), column=column)
+            what = f"no such file: {root / names[index]}"
+            problems.add(what, row=place(index), column=column, mend=MISSING_MEND)
     return names
 
 
@@ -133,8 +147,15 @@ def warn_of_unlabelled(source: Path | str, categories: Sequence[str], labels: ty
         given = (labels.known | labels.uncertain).any(axis=0)
     nameless = [categories[int(index)] for index in np.flatnonzero(np.logical_not(given))]
     if nameless:
-        few = ", ".join(nameless[:20]) + (f" and {len(nameless) - 20} more" if len(nameless) > 20 else "")
-        warnings.warn(f"{source}: no training image has a label for {few}.", stacklevel=3)
+        warnings.warn(f"{source}: no training image has a label for {few(nameless, 20)}.", stacklevel=3)
+
+
+def warn_of_absent(source: Path | str, categories: Sequence[str], positive: Bool[np.ndarray, "n c"]) -> None:
+    """Name the categories that no training image shows, where all labels are known: nothing can be learned of them."""
+    absent = [categories[int(index)] for index in np.flatnonzero(~positive.any(axis=0))]
+    if absent:
+        what = f"{source}: no training image shows {few(absent, 20)}; nothing can be learned of it."
+        warnings.warn(what, stacklevel=3)
 
 
 def fingerprint(categories: Sequence[str], splits: dict[str, types.Records]) -> str:

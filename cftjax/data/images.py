@@ -8,21 +8,29 @@ import importlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Num, UInt8
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 DICOM_SUFFIXES = (".dcm", ".dicom")
 # A DICOM file has 128 bytes of anything, then these four.
 DICOM_PREAMBLE, DICOM_MAGIC = 128, b"DICM"
+
+# EXIF's orientations whose rows are the upright image's columns.
+TURNED = (5, 6, 7, 8)
 
 _min_size: contextvars.ContextVar[int | None] = contextvars.ContextVar("min_size", default=None)
 
 
 class ImageError(ValueError):
     """An image file that cannot be used; the message names the file and the mend."""
+
+
+def stopped_by(error: ImageError) -> ImageError:
+    """The error of an image that stops a run, which tells how to go on without the image."""
+    return ImageError(f"{error} To leave out every image that cannot be opened: --data.on-bad-image skip.")
 
 
 @contextlib.contextmanager
@@ -59,7 +67,7 @@ def open_image(
     """
     file = Path(path) if root is None else inside(path, root)
     min_size = _min_size.get() if min_size is None else min_size
-    try:
+    with readable(file):
         if is_dicom(file):
             return read_dicom(file)
         with Image.open(file) as image:
@@ -67,6 +75,51 @@ def open_image(
             if min_size is not None:
                 image.draft(None, (min_size, min_size))
             return to_rgb(file, image)
+
+
+class Header(NamedTuple):
+    """What an image file says of itself before its pixels.
+
+    Attributes:
+        width: pixels, once turned upright.
+        height: pixels.
+        mode: Pillow's name of the kind of pixels, such as L or RGB; for DICOM its photometric interpretation.
+    """
+
+    width: int
+    height: int
+    mode: str
+
+
+def read_header(path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> Header:
+    """Size and kind of one image, without decoding it.
+
+    Args:
+        path: as `open_image` takes it.
+        root: the folder that a relative `path` starts from and must not leave.
+
+    Raises:
+        ImageError: no such file, not an image, or a path outside `root`.
+        ImportError: a DICOM file without pydicom.
+    """
+    file = Path(path) if root is None else inside(path, root)
+    with readable(file):
+        if is_dicom(file):
+            header = pydicom_for(file)[0].dcmread(file, stop_before_pixels=True)
+            return Header(int(header.Columns), int(header.Rows), str(header.PhotometricInterpretation))
+        with Image.open(file) as image:
+            # Pillow would decode the whole PNG to look for orientation behind the pixels.
+            exif = image.getexif() if image.format != "PNG" or "exif" in image.info else {}
+            turned = exif.get(ExifTags.Base.Orientation, 1) in TURNED
+            width, height = reversed(image.size) if turned else image.size
+            return Header(width, height, image.mode)
+
+
+@contextlib.contextmanager
+def readable(file: Path) -> Iterator[None]:
+    """Whatever is raised while a file is read becomes an `ImageError` that names the file and the mend."""
+    try:
+        yield
     except (ImageError, ImportError):
         raise
     except FileNotFoundError as error:
@@ -74,6 +127,8 @@ def open_image(
     # Damaged files make decoders raise nearly anything: OSError, SyntaxError, struct.error, KeyError, ...
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, UnidentifiedImageError):
+            reason = "it is of no image format" if os.path.getsize(file) else "it is empty"
         raise ImageError(f"{file}: cannot be read as an image ({reason}); replace the file or take it out.") from error
 
 
@@ -130,11 +185,7 @@ def is_dicom(file: Path) -> bool:
 
 def read_dicom(file: Path) -> UInt8[np.ndarray, "h w 3"]:
     """One DICOM image: rescaled, windowed as its tags say, MONOCHROME1 inverted so that dense stays bright."""
-    try:
-        pydicom = importlib.import_module("pydicom")
-        decoders = importlib.import_module("pydicom.pixels")
-    except ImportError as error:
-        raise ImportError(f"{file}: DICOM needs the extra `dicom`; run pip install 'cftjax[dicom]'.") from error
+    pydicom, decoders = pydicom_for(file)
     header = pydicom.dcmread(file)
     if int(header.get("NumberOfFrames") or 1) != 1:
         raise ImageError(f"{file}: holds {header.NumberOfFrames} frames; export the one to use as an image of its own.")
@@ -153,6 +204,14 @@ def read_dicom(file: Path) -> UInt8[np.ndarray, "h w 3"]:
     if header.PhotometricInterpretation == "MONOCHROME1":
         share = 1 - share
     return grey_to_rgb(255 * np.clip(share, 0, 1))
+
+
+def pydicom_for(file: Path) -> tuple[Any, Any]:
+    """The modules that read DICOM, or ImportError saying what to install for this file."""
+    try:
+        return importlib.import_module("pydicom"), importlib.import_module("pydicom.pixels")
+    except ImportError as error:
+        raise ImportError(f"{file}: DICOM needs the extra `dicom`; run pip install 'cftjax[dicom]'.") from error
 
 
 def window_share(values: Float[np.ndarray, "h w"], header: Any) -> Float[np.ndarray, "h w"] | None:

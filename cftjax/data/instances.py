@@ -79,10 +79,27 @@ def read_json(path: Path, kind: type[T]) -> T:
         raise DataError(f"{path}: {reason}, at byte {byte} (line {line}); copy or download it again.") from error
 
 
+def read_all(paths: Sequence[Path], kind: type[T]) -> list[T]:
+    """Decode several JSON files.
+
+    Raises:
+        DataError: what is wrong with each of them, as `read_json` says it.
+    """
+    contents, refused = [], []
+    for path in paths:
+        try:
+            contents.append(read_json(path, kind))
+        except DataError as error:
+            refused.append(str(error))
+    if refused:
+        raise DataError("\n".join(refused))
+    return contents
+
+
 def category_columns(categories: Sequence[Category], file: str, problems: Problems) -> list[tuple[int, str]]:
     """Id and name of each category, by ascending id; the ids may have holes."""
     if not categories:
-        problems.add(f"{file} lists no category")
+        problems.add(f"{file} lists no category", mend="copy or download it again")
     first: dict[int | str | None, int] = {}
     columns = []
     for index, category in enumerate(categories):
@@ -102,7 +119,7 @@ def category_columns(categories: Sequence[Category], file: str, problems: Proble
 def image_rows(ids: Sequence[int | str | None], file: str, problems: Problems) -> dict[int | str | None, int]:
     """The row of each image, by id; one that is missing (None) or taken is a problem."""
     if not ids:
-        problems.add(f"{file} lists no image")
+        problems.add(f"{file} lists no image", mend="copy or download it again")
     rows: dict[int | str | None, int] = {}
     for index, identity in enumerate(ids):
         if identity is None:

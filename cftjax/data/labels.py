@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Float32, Int, Num, UInt64
 from scipy import optimize, special
 
 from cftjax import types
+from cftjax.data import sparse
 
 if TYPE_CHECKING:
     # Not at run time: config holds the settings of modules that import this one.
@@ -117,14 +118,14 @@ def hide_uniform(labels: types.Labels, known_proportion: float, seed: int = 526)
     """
     _check_proportion(known_proportion)
     rng = _generator(seed)
-    positive, negative = labels.labels & labels.known, ~labels.labels & labels.known
-    # Side by side, each row's positives come before its negatives, and a boolean index is filled row by row.
-    kept = np.concatenate([positive, negative], axis=1)
-    kept[kept] = rng.random(np.count_nonzero(kept)) < known_proportion
-    uncertain = labels.uncertain.copy()
-    uncertain[uncertain] = rng.random(np.count_nonzero(uncertain)) < known_proportion
-    positive, negative = np.split(kept, 2, axis=1)
-    return types.Labels(labels=positive.copy(), known=positive | negative, uncertain=uncertain)
+    entries = sparse.of(labels)
+    known = np.flatnonzero(entries.values >= 0)
+    # Stable, so that categories ascend within a row's positives and within its negatives.
+    known = known[np.argsort(2 * entries.rows()[known].astype(np.int64) + (entries.values[known] == 0), kind="stable")]
+    drawn = np.concatenate([known, np.flatnonzero(entries.values < 0)])
+    kept = np.zeros(len(drawn), bool)
+    kept[drawn] = rng.random(len(drawn)) < known_proportion
+    return _stored_as(labels, entries.keep(kept))
 
 
 def hide_all_but_single_positive(labels: types.Labels, seed: int = 526) -> types.Labels:
@@ -137,15 +138,15 @@ def hide_all_but_single_positive(labels: types.Labels, seed: int = 526) -> types
     Returns:
         The labels; images without a positive label keep none.
     """
-    positive = labels.labels & labels.known
-    counts = positive.sum(axis=1)
-    rows = np.flatnonzero(counts)
+    entries = sparse.of(labels)
+    positive = np.flatnonzero(entries.values == 1)
+    counts = np.bincount(entries.rows()[positive], minlength=labels.shape[0])
+    images = np.flatnonzero(counts)
     # One call draws the same numbers as one choice per image does: an image with a single positive consumes none.
-    picks = _generator(seed).integers(0, counts[rows])
-    categories = np.nonzero(positive)[1]
-    kept = np.zeros_like(positive)
-    kept[rows, categories[(np.cumsum(counts) - counts)[rows] + picks]] = True
-    return types.Labels(labels=kept, known=kept.copy(), uncertain=np.zeros_like(kept))
+    picks = _generator(seed).integers(0, counts[images])
+    kept = np.zeros(len(entries.values), bool)
+    kept[positive[(np.cumsum(counts) - counts)[images] + picks]] = True
+    return _stored_as(labels, entries.keep(kept))
 
 
 def hide_fixed_per_category(labels: types.Labels, known_per_category: int, seed: int = 526) -> types.Labels:
@@ -167,14 +168,20 @@ def hide_fixed_per_category(labels: types.Labels, known_per_category: int, seed:
     if known_per_category < 2:
         raise ValueError(f"known_per_category is {known_per_category}: at least 2, one positive and one negative")
     rng = _generator(seed)
-    kept = np.zeros(labels.shape, bool)
-    for j in range(labels.shape[1]):
-        sides = [np.flatnonzero(labels.known[:, j] & (labels.labels[:, j] == sign)) for sign in (True, False)]
-        number = min(len(sides[0]), len(sides[1]), known_per_category // 2)
-        for rows in sides:
-            rng.shuffle(rows)
-            kept[rows[:number], j] = True
-    return types.Labels(labels=labels.labels & kept, known=kept, uncertain=np.zeros_like(kept))
+    entries = sparse.of(labels)
+    known = np.flatnonzero(entries.values >= 0)
+    # Category after category, of each first the positives and then the negatives, rows ascending.
+    side = 2 * entries.categories[known].astype(np.int64) + (entries.values[known] == 0)
+    known = known[np.argsort(side, kind="stable")]
+    ends = np.cumsum(np.bincount(side, minlength=2 * labels.shape[1]))
+    kept = np.zeros(len(entries.values), bool)
+    sides = np.split(known, ends[:-1])
+    for positive, negative in zip(sides[::2], sides[1::2], strict=True):
+        number = min(len(positive), len(negative), known_per_category // 2)
+        for one in (positive, negative):
+            rng.shuffle(one)
+            kept[one[:number]] = True
+    return _stored_as(labels, entries.keep(kept))
 
 
 def hide_uneven(
@@ -206,13 +213,11 @@ def hide_uneven(
     _check_proportion(known_proportion)
     rng = _generator(seed)
     n, c = labels.shape
-    category = rng.normal(scale=category_spread, size=(1, c))
-    image = rng.normal(scale=image_spread, size=(n, 1))
-    given = labels.known | labels.uncertain
-    effects = (category + image).astype(np.float32)[given]
-    kept = np.zeros_like(given)
-    kept[given] = rng.random(len(effects)) < special.expit(effects + np.float32(_offset(effects, known_proportion)))
-    return _keep(labels, kept)
+    entries = sparse.of(labels)
+    category, image = rng.normal(scale=category_spread, size=c), rng.normal(scale=image_spread, size=n)
+    effects = (category[entries.categories] + image[entries.rows()]).astype(np.float32)
+    kept = rng.random(len(effects)) < special.expit(effects + np.float32(_offset(effects, known_proportion)))
+    return _stored_as(labels, entries.keep(kept))
 
 
 def hide(labels: types.Labels, config: LabelsConfig) -> types.Labels:
@@ -250,9 +255,9 @@ def hiding(config: LabelsConfig) -> dict[str, str | int | float]:
     return {"hide": config.hide} | {name: getattr(config, name) for name in fields[config.hide]}
 
 
-def _keep(labels: types.Labels, kept: Bool[np.ndarray, "n c"]) -> types.Labels:
-    """Make all labels unknown but those kept."""
-    return types.Labels(labels.labels & labels.known & kept, labels.known & kept, labels.uncertain & kept)
+def _stored_as(labels: types.Labels, entries: sparse.SparseLabels) -> types.Labels:
+    """Sparse where the labels given are, else dense."""
+    return entries if isinstance(labels, sparse.SparseLabels) else entries[:]
 
 
 def _generator(seed: int) -> np.random.Generator:

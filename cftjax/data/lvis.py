@@ -66,9 +66,9 @@ class LvisData:
         images = root if self.images is None else require(Path(self.images).expanduser())
         problems = Problems(root / "annotations")
         listings, labels = {}, {}
-        for split, name in (("train", "train"), ("test", "val")):
-            file = root / f"annotations/lvis_v1_{name}.json"
-            content = instances.read_json(file, Instances)
+        annotation_files = [root / f"annotations/lvis_v1_{name}.json" for name in ("train", "val")]
+        contents = instances.read_all(annotation_files, Instances)
+        for split, file, content in zip(("train", "test"), annotation_files, contents, strict=True):
             columns = instances.category_columns(content.categories, file.name, problems)
             rows = instances.image_rows([image.id for image in content.images], file.name, problems)
             positive = instances.annotated(content.annotations, rows, columns, file.name, problems)
@@ -81,8 +81,7 @@ class LvisData:
                 entries.append((*partly, 1))
             labels[split] = from_parts(entries, (len(content.images), len(columns)))
         instances.refuse_other_categories(list(listings.values()), problems)
-        problems.raise_if_any()
-        if self.check_files:
+        if self.check_files and not problems:
             named = {path.partition("/")[0] for listing in listings.values() for path in listing.paths}
             for folder in FOLDERS:
                 if folder in named:

@@ -70,7 +70,9 @@ class OpenImagesData:
                 ids, labels = ids.filter(pa.array(present)), labels.take(np.flatnonzero(present))
             else:
                 for index in np.flatnonzero(~present):
-                    problems.add(f"no such file: {root / split / ids[index].as_py()}.jpg", row=f"{split}/{ANNOTATIONS}")
+                    what = f"no such file: {root / split / ids[index].as_py()}.jpg"
+                    mend = "copy it there, or leave out what is missing: --data.only-present"
+                    problems.add(what, row=f"{split}/{ANNOTATIONS}", mend=mend)
         if not len(ids):
             problems.add(f"no image of the {split} split is left", mend="check the folder and the categories")
         names = ImageNames(ids, split)

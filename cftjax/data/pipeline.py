@@ -156,9 +156,9 @@ class Opener:
             for place, row in enumerate(map(int, rows)):
                 try:
                     image = self.records.image(row)
-                except images.ImageError:
+                except images.ImageError as error:
                     if self.config.on_bad_image == "raise":
-                        raise
+                        raise images.stopped_by(error) from error
                     if self.bad_images is not None:
                         self.bad_images.add(self.records.names[row])
                     pixels[place], opened[place] = preprocessing.fill, False

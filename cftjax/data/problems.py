@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,12 @@ def shown(value: Any) -> str:
     """A value from a file as a message shows it: on one line, printable, not too long."""
     text = repr(value)
     return text if len(text) <= VALUE_LENGTH else text[: VALUE_LENGTH - 3] + "..."
+
+
+def few(names: Sequence[str], most: int = 10) -> str:
+    """Names within a sentence, the first of too many."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def require(path: Path) -> Path:

@@ -99,7 +99,8 @@ def require_columns(
         has = f"the nearest is {folded[close[0]]}" if close else f"it has {', '.join(existing) or 'none'}"
         if len(existing) == 1 and any(mark in next(iter(existing)) for mark in ";\t|"):
             has += "; save it with commas between the cells"
-        problems.add(f"no such column in {title or 'the table'}; {has}", column=name)
+        mend = "add it, or rename the one that is meant"
+        problems.add(f"no such column in {title or 'the table'}; {has}", column=name, mend=mend)
 
 
 def label(cell: Any) -> float:
@@ -137,7 +138,7 @@ def read(file: Path, problems: Problems, title: str | None = None) -> Sheet:
         elif name.strip():
             columns[name.strip()] = column
     if not len(table):
-        problems.add(f"{title or 'the table'} has no rows")
+        problems.add(f"{title or 'the table'} has no rows", mend="add rows below the header, or copy the file again")
     return Sheet(columns, rows, title)
 
 

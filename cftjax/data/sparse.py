@@ -109,16 +109,24 @@ class SparseLabels(types.Labels):
         ]
         return Counts(*one_of)
 
+    def rows(self) -> Int[np.ndarray, " m"]:
+        """[m] the row of each entry."""
+        return np.repeat(np.arange(self.shape[0], dtype=np.int32), np.diff(self.starts))
+
+    def keep(self, kept: Bool[np.ndarray, " m"]) -> SparseLabels:
+        """Those of the entries that are kept; the others become unknown."""
+        before = np.concatenate([[0], np.cumsum(kept)])
+        return SparseLabels(before[self.starts], self.categories[kept], self.values[kept], self.num_categories)
+
     @functools.cached_property
     def _by_category(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The transpose: starts [c + 1], rows [m] int32 and values [m] int8, made at the first use and kept."""
-        n, c = self.shape
+        _, c = self.shape
         # NumPy's stable sort is a radix sort, several times faster, for 16 bits only.
         order = np.argsort(self.categories.astype(np.uint16) if c <= 2**16 else self.categories, kind="stable")
         starts = np.zeros(c + 1, np.int64)
         np.cumsum(np.bincount(self.categories, minlength=c), out=starts[1:])
-        rows = np.repeat(np.arange(n, dtype=np.int32), np.diff(self.starts))
-        return starts, rows[order], self.values[order]
+        return starts, self.rows()[order], self.values[order]
 
     def _dense(self) -> types.Labels:
         n, c = self.shape
@@ -143,6 +151,17 @@ class SparseLabels(types.Labels):
     def uncertain(self) -> Bool[np.ndarray, "n c"]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The whole matrix of uncertain labels, made anew at each call; ValueError where it would not fit."""
         return self._dense().uncertain
+
+
+def of(labels: types.Labels) -> SparseLabels:
+    """The same labels, stored sparse."""
+    if isinstance(labels, SparseLabels):
+        return labels
+    given = labels.known | labels.uncertain
+    categories = np.nonzero(given)[1]
+    values = np.where(labels.uncertain, np.int8(-1), (labels.labels & labels.known).astype(np.int8))[given]
+    starts = np.concatenate([[0], np.cumsum(np.count_nonzero(given, axis=1))])
+    return SparseLabels(starts, categories.astype(np.int32), values, labels.shape[1])
 
 
 def from_entries(

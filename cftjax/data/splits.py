@@ -6,14 +6,14 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped, UInt8
-from scipy import sparse
+from scipy.sparse import csr_array
 
 from cftjax import types
-from cftjax.data import labels
+from cftjax.data import labels, sparse
 
 if TYPE_CHECKING:
     # Not at run time: config holds this module's settings.
@@ -96,15 +96,18 @@ def select(records: types.Records, rows: Int[np.ndarray, " m"]) -> types.Records
     """
     return dataclasses.replace(
         records,
-        image=_SelectedImage(records.image, rows),
-        labels=records.labels[rows],
+        image=SelectedImage(records.image, rows),
+        labels=records.labels.take(rows),
         names=[records.names[int(row)] for row in rows],
         groups=None if records.groups is None else records.groups[rows],
     )
 
 
 def stratify(
-    positive: Bool[np.ndarray, "n c"], share: float, seed: int, groups: Shaped[np.ndarray, " n"] | None = None
+    positive: Bool[np.ndarray, "n c"] | csr_array,
+    share: float,
+    seed: int,
+    groups: Shaped[np.ndarray, " n"] | None = None,
 ) -> Int[np.ndarray, " v"]:
     """Draw a share of the rows that holds that share of every category's positives, whole groups together.
 
@@ -113,7 +116,7 @@ def stratify(
     Source: Sechidis et al., "On the Stratification of Multi-Label Data", ECML PKDD 2011, algorithm 1.
 
     Args:
-        positive: where each category is present.
+        positive: [n c] where each category is present; sparse where dense would be too large.
         share: the share to draw, in (0, 1).
         seed: seed of the order in which images are dealt, and of ties.
         groups: a mark shared by the rows that must stay together; None if each row stands alone.
@@ -122,12 +125,13 @@ def stratify(
         The rows drawn, ascending.
     """
     rng = np.random.Generator(np.random.PCG64(seed))
-    n, c = positive.shape
+    shape: Any = positive.shape  # SciPy declares that it may be None
+    n, c = shape
     unit = np.arange(n) if groups is None else np.unique(groups, return_inverse=True)[1]
     sizes = np.bincount(unit)
-    rows, categories = np.nonzero(positive)
+    rows, categories = positive.nonzero()
     # Positives per unit and category; duplicates are summed. Sparse, for most images show few of many categories.
-    counts = sparse.csr_array((np.ones(len(rows), np.int64), (unit[rows], categories)), shape=(len(sizes), c))
+    counts = csr_array((np.ones(len(rows), np.int64), (unit[rows], categories)), shape=(len(sizes), c))
     by_category = counts.tocsc()
 
     shares = np.array([1 - share, share])
@@ -184,7 +188,10 @@ def _deal(
 
 def _carve(train: types.Records, config: SplitConfig) -> Int[np.ndarray, " v"]:
     """The rows of train that become validation; refused if either side would be empty."""
-    positive = train.labels.labels & train.labels.known
+    entries = sparse.of(train.labels)
+    present = entries.values == 1
+    where = (entries.rows()[present], entries.categories[present])
+    positive = csr_array((np.ones(len(where[0]), bool), where), shape=train.labels.shape)
     rows = stratify(positive, config.validation_share, config.seed, train.groups)
     if len(rows) in (0, len(train)):
         empty = "validation" if len(rows) == 0 else "train"
@@ -197,8 +204,13 @@ def _carve(train: types.Records, config: SplitConfig) -> Int[np.ndarray, " v"]:
 
 
 @dataclasses.dataclass(frozen=True)
-class _SelectedImage:
-    """Opens the image of a selected row; a class and not a closure, so that worker processes can receive it."""
+class SelectedImage:
+    """Opens the image of a selected row; a class and not a closure, so that worker processes can receive it.
+
+    Attributes:
+        image: opens the image of a row before the selection.
+        rows: [m] the row before the selection of each row after it.
+    """
 
     image: Callable[[int], UInt8[np.ndarray, "h w 3"]]
     rows: Int[np.ndarray, " m"]

@@ -1,0 +1,181 @@
+"""Look at a data set before training: `python -m cftjax.data summary CONFIG.py` and `… check CONFIG.py`.
+
+The configuration and the options of data, labels and split are those of training.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import tyro
+from rich.console import Console
+
+from cftjax import cli, figures, storage, types
+from cftjax.config import LabelsConfig
+from cftjax.data import checking, overview
+from cftjax.data import summary as summaries
+from cftjax.data.splits import SplitConfig
+from cftjax.default import get_config
+from cftjax.tables import FULL_WIDTH
+
+D = TypeVar("D")
+
+USAGE = """usage: python -m cftjax.data {summary,check} [CONFIG.py] [--data.option VALUE ...]
+
+  summary   images, patients, labels of every category, sizes, missing and repeated files
+  check     open and decode every image, and list what is broken
+
+python -m cftjax.data summary CONFIG.py --help lists the options."""
+# Broken images printed; the file of --json lists all.
+MOST_PRINTED = 200
+# Every pair of them is counted and drawn.
+MOST_CATEGORIES = 200
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Summary(Generic[D]):
+    """What the data set holds, as training would use it; images are not decoded, only their headers read."""
+
+    data: D
+    labels: LabelsConfig
+    split: SplitConfig
+    json: Path | None = None
+    """Write everything that was counted to this file."""
+    picture: Path | None = None
+    """Draw labels per category and co-occurrence into this PNG."""
+    contents: bool = False
+    """Compare what the files hold, to find the same image under different names."""
+    most: int = 80
+    """Categories shown at most, those with the most positives in train."""
+    size_sample: int = 2000
+    """Images of each split whose size and kind are read, at most."""
+    threads: int = os.cpu_count() or 1
+    """Threads that read files."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Check(Generic[D]):
+    """Open and decode every image of every split, and list what is broken; the exit code is 1 where anything is."""
+
+    data: D
+    json: Path | None = None
+    """Write everything that was found to this file."""
+    threads: int = os.cpu_count() or 1
+    """Threads that open images."""
+
+
+def load(data: Any) -> types.Dataset:
+    """The data set, also where files are missing: they are told together with everything else that is wrong."""
+    if any(field.name == "check_files" for field in dataclasses.fields(data)):
+        data = dataclasses.replace(data, check_files=False)
+    return data.load()
+
+
+def summary(options: Summary[Any]) -> int:
+    """Print tables and notes, and write what was asked for."""
+    if not 1 <= options.most <= MOST_CATEGORIES:
+        raise ValueError(
+            f"--most {options.most} is not in 1..{MOST_CATEGORIES}; --json has the counts of all categories"
+        )
+    if options.size_sample < 1:
+        raise ValueError(f"--size-sample {options.size_sample} must be at least 1")
+    found = summaries.summarise(
+        load(options.data),
+        options.labels,
+        options.split,
+        most=options.most,
+        size_sample=options.size_sample,
+        contents=options.contents,
+        threads=options.threads,
+    )
+    overview.show(found, options.labels, console(), options.most)
+    if options.json is not None:
+        storage.write_json(options.json, found.to_dict())
+    if options.picture is not None:
+        picture = picture_of(found)
+        options.picture.parent.mkdir(parents=True, exist_ok=True)
+        picture.savefig(options.picture, format="png", dpi=110)
+    return 0
+
+
+def picture_of(found: summaries.Summary) -> Any:
+    """The figure of a summary."""
+    together = found.splits["train"].pairs
+    panels = {
+        title: np.stack([counts.positive, counts.uncertain, counts.negative, counts.unknown])[:, together.categories]
+        for title, counts in overview.label_groups(found)
+    }
+    names = [found.categories[c] for c in together.categories.tolist()]
+    return figures.label_counts(names, panels, together.shares, num_categories=len(found.categories))
+
+
+def check(options: Check[Any]) -> int:
+    """Print what is broken, and write what was asked for."""
+    found = checking.check(load(options.data).splits, options.threads)
+    for one in found.broken[:MOST_PRINTED]:
+        print(f"{one.split}, image {one.row} ({one.name}): {one.problem}")
+    if len(found.broken) > MOST_PRINTED:
+        print(f"and {len(found.broken) - MOST_PRINTED:,} more; --json FILE lists them all")
+    if options.json is not None:
+        storage.write_json(options.json, found.to_dict())
+    images = sum(found.images.values())
+    opened = f"{images:,} images" if found.complete else f"Stopped after {found.opened:,} of {images:,} images"
+    print(f"{opened}: {f'{len(found.broken):,} broken' if found.broken else 'nothing is broken'}.")
+    if not found.complete:
+        return 130
+    return 1 if found.broken else 0
+
+
+def console() -> Console:
+    """The terminal; a pipe or a log has no width of its own, and Rich would assume 80."""
+    return Console(width=None if sys.stdout.isatty() else FULL_WIDTH)
+
+
+def parse(arguments: Sequence[str]) -> Summary[Any] | Check[Any]:
+    """COMMAND [CONFIG.py] [--options], options of this configuration's types.
+
+    Raises:
+        ValueError: there is no such command.
+    """
+    command, *words = arguments
+    if command not in ("summary", "check"):
+        near = difflib.get_close_matches(command, ["summary", "check"], n=1, cutoff=0.4)
+        raise ValueError(f"no command {command!r}; {f'did you mean {near[0]}?' if near else 'use summary or check'}")
+    config = get_config()
+    named = bool(words) and not words[0].startswith("-")
+    path = words.pop(0) if named else "[CONFIG.py]"
+    if named:
+        config = cli.read_config(Path(path))
+    kind: Any
+    if command == "summary":
+        kind = Summary[type(config.data)]  # type: ignore[valid-type]
+        default = kind(data=config.data, labels=config.labels, split=config.split)
+    else:
+        kind = Check[type(config.data)]  # type: ignore[valid-type]
+        default = kind(data=config.data)
+    prog = f"python -m cftjax.data {command} {path}"
+    description = (Summary if command == "summary" else Check).__doc__
+    return tyro.cli(kind, default=default, args=words, prog=prog, description=description)
+
+
+def main() -> None:
+    """Do what the words after `python -m cftjax.data` say."""
+    words = sys.argv[1:]
+    if not words or words[0] in ("-h", "--help"):
+        print(USAGE)
+        sys.exit(0 if words else 2)
+    options = parse(words)
+    code = summary(options) if isinstance(options, Summary) else check(options)
+    if code:
+        sys.exit(code)
+
+
+if __name__ == "__main__":
+    cli.run(main, stopped="Stopped.")
