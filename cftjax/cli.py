@@ -64,23 +64,33 @@ def recipe_of(arguments: Sequence[str]) -> str:
 
 
 def parse(
-    description: str, default: Callable[[], Config[Any]], arguments: Sequence[str] | None = None
-) -> Experiment[Any]:
+    description: str,
+    default: Callable[[], Config[Any]],
+    arguments: Sequence[str] | None = None,
+    kind: Any = Experiment,
+    suffix: str = "",
+) -> Any:
     """[CONFIG.py] [--recipe NAME] [--workdir RUN] [--section.option VALUE …], options of this configuration's types.
 
     Args:
         description: first line of --help.
         default: the configuration where no file is named.
         arguments: words after the command's name; None for the process's own.
+        kind: `Experiment`, or a command's own dataclass that extends it.
+        suffix: of the default folder's name.
+
+    Returns:
+        An instance of `kind`.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    config, workdir = default(), Path("runs/digits")
+    config, name, command = default(), "digits", f"python -m cftjax.{Path(sys.argv[0]).stem}"
     if words and not words[0].startswith("-"):
         path = Path(words.pop(0))
-        config, workdir = read_config(path), Path("runs") / path.stem
+        config, name, command = read_config(path), path.stem, f"{command} {path}"
     config = with_recipe(config, recipe_of(words))
-    kind: Any = Experiment[type(config.data)]  # type: ignore[valid-type]
-    return tyro.cli(kind, default=kind(config, workdir), args=words, description=description)
+    kind = kind[type(config.data)]
+    start = kind(config, Path("runs") / f"{name}{suffix}")
+    return tyro.cli(kind, default=start, args=words, description=description, prog=command)
 
 
 def use_compilation_cache() -> None:

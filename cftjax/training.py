@@ -83,7 +83,7 @@ class Step(NamedTuple):
 def preprocessing(config: Config[Any]) -> Preprocessing:
     """What images go through: as the backbone's weights want it, at the size asked for or that the data have."""
     found = backbones.preprocessing(config.backbone)
-    own = getattr(config.data, "image_size", None) if config.backbone.weights is None else None
+    own = getattr(config.data, "scene_size", None) if config.backbone.weights is None else None
     return dataclasses.replace(found, image_size=config.backbone.image_size or own or found.image_size)
 
 

@@ -1,8 +1,15 @@
-"""CheXpert: the competition's five findings, unknown as negative, uncertain left out, AUROC.
+"""CheXpert: unknown findings count as negative, uncertain ones are left out, AUROC.
 
     python -m cftjax.train configs/chexpert.py --data.root CheXpert-v1.0-small --workdir runs/chexpert
+    python -m cftjax.train configs/chexpert.py --data.root CheXpert-v1.0-small --data.findings fourteen
 
-Small enough for two cores: add `--backbone.name small_resnet --backbone.image-size 64 --training.max-steps 100`.
+The first trains on the five findings that the competition scores, the second on all fourteen.
+
+Needs CheXpert-v1.0-small as released: train.csv, valid.csv, and the images in train/ and valid/. valid.csv is the test
+split and validation is carved from train by patient, unless a test.csv with labels lies beside them.
+
+Small enough for two cores: add `--backbone.name small_resnet --data.image-size 64 --training.max-steps 100
+--ga.num-generations 50`, and `--training.learning-rate 2e-3` where nothing is pretrained.
 """
 
 from cftjax.config import (
@@ -21,7 +28,7 @@ from cftjax.data.chexpert import CheXpertData
 def get_config() -> Config[CheXpertData]:
     """Trained from random weights unless `--backbone.weights` names some."""
     return Config(
-        data=CheXpertData(),
+        data=CheXpertData(findings="five"),
         labels=LabelsConfig(unknown="assume_negative", uncertain="ignore"),
         input=InputConfig(augment="crop", flip=False),
         backbone=BackboneConfig(name="resnet50"),

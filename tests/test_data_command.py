@@ -13,7 +13,7 @@ from cftjax.data import __main__ as command
 from cftjax.data import checking, images, overview, summary, workers
 from cftjax.data.splits import SplitConfig
 
-CONFIG = "configs/table.py"
+CONFIG = "configs/csv.py"
 SOUND = ["a.jpg", "b.jpg", "c.jpg", "d.jpg"]
 
 
@@ -163,7 +163,7 @@ def test_a_faulty_table_is_refused_in_one_message(folder, monkeypatch, capsys):
         (["--help"], 0, "open and decode every image, and list what is broken"),
         (["sumary"], 1, "no command 'sumary'; did you mean summary?"),
         (["train"], 1, "no command 'train'; use summary or check"),
-        (["check", "configs/tabel.py"], 1, "did you mean configs/table.py?"),
+        (["check", "configs/cvs.py"], 1, "did you mean configs/csv.py?"),
         (["check", CONFIG, "--data.fiel", "x"], 2, "--data.file STR"),
         (["summary", CONFIG, "--help"], 0, "--data.path-column STR"),
         (["summary", "--most", "0"], 1, "--most 0 is not in 1..200"),

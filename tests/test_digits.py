@@ -108,7 +108,7 @@ def test_a_site_can_be_told_from_the_colours_of_its_scenes():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image_size": 8}, "use 24 or more"),
+        ({"scene_size": 8}, "use 24 or more"),
         ({"num_test": 0}, "at least 1 scene"),
         ({"known_proportion": 0.0}, "in \\(0, 1\\]"),
         ({"seed": -1}, "use 0 or more"),

@@ -97,3 +97,22 @@ def test_the_sheet_marks_what_is_present_absent_and_not_known():
     picture, bars = figure.axes
     assert picture.get_title() == "a, d"
     assert [text.get_text() for text in bars.texts] == ["✓ a", "90", "✗ b", "80", "? c", "70"]
+
+
+def test_scores_over_proportions_run_from_left_to_right_and_stop_where_undefined():
+    scores = {"Negative": np.array([[0.6, 0.5]]), "CFT final": np.array([[np.nan, 0.7]])}
+    figure = figures.over_proportions([0.9, 0.1], scores, metric="mAP", split="test")
+    negative, final = (container.lines[0] for container in figure.axes[0].containers)
+    np.testing.assert_allclose(negative.get_xydata(), [[10, 50], [90, 60]])
+    np.testing.assert_allclose(final.get_xydata(), [[10, 70], [90, np.nan]])
+    assert has_colour(pixels(figure), BLUE)
+    nothing = figures.over_proportions([0.5], {"Negative": np.array([[np.nan]])}, metric="mAP", split="test")
+    assert "undefined" in nothing.texts[0].get_text()
+
+
+def test_several_seeds_are_drawn_as_mean_and_standard_deviation():
+    scores = {"CFT final": np.array([[0.5, 0.6], [0.7, 0.6]])}
+    figure = figures.over_proportions([0.1, 0.9], scores, metric="mAP", split="test")
+    line, _, (bars,) = figure.axes[0].containers[0].lines
+    np.testing.assert_allclose(line.get_ydata(), [60, 60])
+    np.testing.assert_allclose(bars.get_segments()[0][:, 1], [60 - 10 * 2**0.5, 60 + 10 * 2**0.5])

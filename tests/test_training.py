@@ -23,7 +23,7 @@ TRAINING = TrainingConfig(epochs=2, batch_size=BATCH, learning_rate=0.02, warmup
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    image_size: int = SIZE
+    scene_size: int = SIZE
 
 
 @pytest.fixture(autouse=True)

@@ -35,7 +35,7 @@ SITE_PROPORTIONS = np.array([0.02, 0.1, 0.3, 0.7])
 class DigitsData:
     """Scenes of handwritten digits, made in two seconds from digits that scikit-learn ships; nothing is downloaded."""
 
-    image_size: int = 32
+    scene_size: int = 32
     """Height and width of a scene, in pixels; at least 24."""
     num_train: int = 8000
     """Training scenes, whose labels are known only in part."""
@@ -50,8 +50,8 @@ class DigitsData:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be drawn."""
-        if self.image_size < 24:
-            raise ValueError(f"image_size {self.image_size} is too small for legible digits: use 24 or more.")
+        if self.scene_size < 24:
+            raise ValueError(f"scene_size {self.scene_size} is too small for legible digits: use 24 or more.")
         for name in ("num_train", "num_validation", "num_test"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: every split of the digits needs at least 1 scene.")
@@ -66,7 +66,7 @@ class DigitsData:
         digest = hashlib.sha256(json.dumps([VERSION, dataclasses.asdict(self)]).encode())
         sizes = (self.num_train, self.num_validation, self.num_test)
         for index, (name, size, sources) in enumerate(zip(types.SPLITS, sizes, source_digits(), strict=True)):
-            images, labels, sites = scenes.draw_split(sources, size, self.image_size, (self.seed, index))
+            images, labels, sites = scenes.draw_split(sources, size, self.scene_size, (self.seed, index))
             known = np.ones_like(labels)
             if name == "train":
                 known = draw_known(sites, self.known_proportion, self.seed)

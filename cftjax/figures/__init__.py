@@ -9,5 +9,6 @@ from cftjax.figures.images import image_sheet
 from cftjax.figures.labels import label_counts
 from cftjax.figures.scores import before_after
 from cftjax.figures.search import search_history
+from cftjax.figures.sweep import over_proportions
 
-__all__ = ["before_after", "image_sheet", "label_counts", "reliability", "search_history"]
+__all__ = ["before_after", "image_sheet", "label_counts", "over_proportions", "reliability", "search_history"]

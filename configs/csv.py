@@ -1,6 +1,12 @@
 """A table of one's own: a CSV or Parquet file with `path` and one column per category (1, 0, -1 or blank).
 
-python -m cftjax.train configs/table.py --data.file labels.csv --workdir runs/mine
+    python -m cftjax.train configs/csv.py --data.file labels.csv --workdir runs/mine
+
+Needs the file, and the images at its paths below the folder of the file, or below `--data.images`. It may have a column
+`split` (train, validation, test) and a column `group` (patient, camera, …), kept together when validation is carved.
+
+Small enough for two cores: add `--backbone.name small_resnet --data.image-size 64 --training.max-steps 100
+--ga.num-generations 50`.
 """
 
 from cftjax.config import BackboneConfig, Config, TrainingConfig
