@@ -25,6 +25,7 @@ from matplotlib.figure import Figure
 
 from cftjax import cli, metrics
 from cftjax.cft import tuning
+from cftjax.cft.search import Found
 from cftjax.config import ORDERS, TuningConfig
 from cftjax.types import Embeddings, Heads
 
@@ -73,13 +74,16 @@ def tune(train: Embeddings, validation: Embeddings, heads: Heads) -> tuple[dict[
     """Seconds of each stage of the default recipe, and the heads chosen."""
     config, key = TuningConfig(), jax.random.key(0)
     part = tuning.parts(train, validation, heads, config)[0]
-    candidates, current, seconds = {"backbone": heads}, heads, {}
+    candidates, current, seconds, fair_scores = {"backbone": heads}, heads, {}, {}
     for stage in ORDERS[config.order]:
         begun = time.perf_counter()
-        current = candidates[stage] = tuning.run_stage(stage, part, current, config, key).heads
+        found = tuning.run_stage(stage, part, current, config, key)
+        current = candidates[stage] = found.heads
+        if isinstance(found, Found):
+            fair_scores[stage] = found.fair_scores
         seconds[stage] = time.perf_counter() - begun
     begun = time.perf_counter()
-    chosen = tuning.choose_of(part, candidates, config)
+    chosen = tuning.choose_of(part, candidates, config, fair_scores)
     return seconds | {"choice": time.perf_counter() - begun}, chosen.heads
 
 

@@ -146,9 +146,9 @@ class GAConfig:
     population_size: int = 50
     """Candidates per category."""
     num_generations: int = 300
-    """Generations at most."""
-    patience: int = 60
-    """Generations without a strictly better validation score after which a category stops."""
+    """Generations at most, over all starts."""
+    patience: int = 15
+    """Generations without a strictly better validation score after which a category begins anew, or stops."""
     dimensions: int | None = 64
     """Search in this many leading principal directions of the embeddings; None searches kernel and bias themselves."""
     selection: Literal["roulette", "truncation"] = "truncation"
@@ -164,13 +164,13 @@ class GAConfig:
     mutation_scale: float = 0.05
     """Half width of the uniform step, or first standard deviation of the normal one; with `dimensions`, in units of the
     spread of the category's logits."""
-    row_share: float = 0.5
+    row_share: float = 1.0
     """The share of the known training rows that a generation is scored on, drawn anew for each, against overfitting."""
     seeds: tuple[Literal["shrunken", "gradient"], ...] = ()
     """What joins copies of the head in the first population: the head halved and left out (with `dimensions` in those
     directions alone), and one step of gradient descent on the known labels."""
-    restarts: int = 0
-    """How often a category that has run out of patience begins anew, with copies of its best head."""
+    restarts: int = 20
+    """How often a category that has run out of patience begins anew, with copies of the head that it began with."""
     embeddings_dtype: Literal["float32", "bfloat16"] = "float32"
     """What the packed embeddings are kept and multiplied in; bfloat16 takes half the memory and less time, and ranks
     near ties differently."""
@@ -306,7 +306,7 @@ def with_recipe(config: T, recipe: str) -> T:
         mutation="uniform",
         mutation_rate=0.5,
         mutation_scale=0.001,
-        row_share=1.0,
+        restarts=0,
         refit_bias=False,
     )
     polish = PolishConfig(

@@ -18,6 +18,7 @@ import tyro
 
 from cftjax import cli, devices, embedding, metrics, report, runs, storage
 from cftjax.cft import tuning
+from cftjax.cft.search import Found
 from cftjax.config import ORDERS, TuningConfig, with_recipe
 from cftjax.data import labels as label_values
 from cftjax.progress import Progress
@@ -113,6 +114,7 @@ def tune(run: Run, config: TuningConfig, made_from: Sequence[str], records: Reco
     parts = tuning.parts(train, embeddings.get("validation"), backbone, config)
     config = tuning.for_parts(config, parts)
     current, candidates = [part.start for part in parts], [{"backbone": part.start} for part in parts]
+    fair_scores: list[dict[str, np.ndarray]] = [{} for _ in parts]
     key = config.order
     for name in ORDERS[config.order]:
         settings = [config.polish] if name == "polish" else [config.ga, config.seed]
@@ -120,13 +122,19 @@ def tune(run: Run, config: TuningConfig, made_from: Sequence[str], records: Reco
             if not stage.complete:
                 _tune_stage(name, stage.folder, parts, current, config, backbone)
         key = stage.key
-        current = [storage.read_heads(file) for file in _part_files(stage.folder, len(parts))]
-        for candidate, heads in zip(candidates, current, strict=True):
+        made = [storage.read_arrays(file) for file in _part_files(stage.folder, len(parts))]
+        current = [Heads(arrays["kernel"], arrays["bias"]) for arrays in made]
+        for candidate, fair, heads, arrays in zip(candidates, fair_scores, current, made, strict=True):
             candidate[name] = heads
+            if "fair_scores" in arrays:
+                fair[name] = arrays["fair_scores"]
 
     with run.stage("heads/final", [config.choose], [key]) as final:
         if not final.complete:
-            each = [tuning.choose_of(part, named, config) for part, named in zip(parts, candidates, strict=True)]
+            each = [
+                tuning.choose_of(part, named, config, fair)
+                for part, named, fair in zip(parts, candidates, fair_scores, strict=True)
+            ]
             chosen = tuning.combine(each, train, backbone)
             untuned = {run.categories[c]: reason for c, reason in chosen.untuned.items()}
             judged = {name: [None if np.isnan(x) else float(x) for x in each] for name, each in chosen.scores.items()}
@@ -215,7 +223,8 @@ def _tune_stage(
         storage.write_arrays(folder / "history.npz", {"generation": np.arange(len(history)), "score": history})
     files = _part_files(folder, len(parts))
     for file, one in zip(files, found, strict=True):
-        storage.write_heads(file, one.heads)
+        fair = {"fair_scores": one.fair_scores} if isinstance(one, Found) else {}
+        storage.write_arrays(file, {"kernel": one.heads.kernel, "bias": one.heads.bias, **fair})
     if len(parts) > 1:
         tuned = [[c for c in range(len(backbone.bias)) if c not in one.untuned] for one in found]
         storage.write_heads(folder / "heads.npz", tuning.mean_heads([one.heads for one in found], tuned, backbone))

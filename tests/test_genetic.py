@@ -95,8 +95,8 @@ def test_an_adaptive_mutation_grows_with_success_and_shrinks_without():
     algorithm = genetic.GeneticAlgorithm(P, jnp.zeros(D), "truncation", "adaptive")
     params = algorithm.default_params.replace(mutation_scale=0.1)
     state = started(algorithm, params, jnp.zeros((P, D)), jnp.full(P, 0.5))
-    better, _ = algorithm.tell(jax.random.key(0), jnp.zeros((P, D)), jnp.full(P, -0.6), state, params)
-    worse, _ = algorithm.tell(jax.random.key(0), jnp.zeros((P, D)), jnp.full(P, -0.4), state, params)
+    better, _ = algorithm.tell(jax.random.key(0), jnp.zeros((P, D)), jnp.full(P, -0.6).at[0].set(0.5), state, params)
+    worse, _ = algorithm.tell(jax.random.key(0), jnp.zeros((P, D)), jnp.full(P, -0.4).at[0].set(-0.5), state, params)
     assert better.mutation_scale == pytest.approx(0.15)
     assert worse.mutation_scale == pytest.approx(0.1 / 1.5**0.25)
 

@@ -18,7 +18,7 @@ def logits(seed, quality):
 
 
 def pick(rule, candidates, labels, groups=None):
-    judged = [picking.judge(rule, "AUROC", candidates, labels, np.ones_like(labels), groups)]
+    judged = picking.judge(rule, "AUROC", candidates, labels, np.ones_like(labels), groups)
     return picking.pick(rule, judged)
 
 
@@ -52,12 +52,12 @@ def test_a_shrunken_gain_lies_between_itself_and_the_mean_and_certain_ones_hardl
 def test_blocks_of_categories_are_picked_like_all_at_once():
     candidates, labels = logits(2, [[1, 1, 1, 1], [1.2, 0.8, 1.5, 1]])
     known = np.ones_like(labels)
-    whole = [picking.judge("shrunken", "AUROC", candidates, labels, known)]
+    whole = picking.judge("shrunken", "AUROC", candidates, labels, known)
     blocks = [
         picking.judge("shrunken", "AUROC", candidates[:, :, some], labels[:, some], known[:, some])
         for some in (slice(0, 1), slice(1, 4))
     ]
-    np.testing.assert_array_equal(picking.pick("shrunken", whole), picking.pick("shrunken", blocks))
+    np.testing.assert_array_equal(picking.pick("shrunken", whole), picking.pick("shrunken", picking.joined(blocks)))
 
 
 def test_folds_spread_the_positives_or_keep_groups_whole():
@@ -95,3 +95,19 @@ def test_a_head_between_two_bad_ones_is_found_and_named():
 def test_a_share_that_is_none_is_refused():
     with pytest.raises(ValueError, match=r"choose\.mixes 1\.0"):
         ChooseConfig(mixes=(1.0,))
+
+
+def test_a_score_made_by_looking_is_believed_only_as_far_as_it_is_fair():
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(400, 2)).astype(np.float32)
+    labels = (z[:, :1] + 0.5 * rng.normal(size=(400, 1))) > 0.5
+    split = Embeddings(z, labels, np.ones_like(labels))
+    zero = np.zeros(1, np.float32)
+    candidates = {"backbone": Heads(np.float32([[1, 1]]), zero), "ga": Heads(np.float32([[1, 0]]), zero)}
+    for rule, fair, name in (
+        ("shrunken", None, "ga"),
+        ("shrunken", {"ga": np.zeros(1, np.float32)}, "backbone"),
+        ("shrunken", {"ga": np.full(1, np.nan, np.float32)}, "ga"),
+        ("best", {"ga": np.zeros(1, np.float32)}, "ga"),
+    ):
+        assert choose(candidates, split, split, config=ChooseConfig(rule=rule), fair_scores=fair).names == [name]

@@ -1,19 +1,20 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from cftjax.cft import ranking
+from cftjax.cft import problems, ranking
 
 N, SLOTS = 24, 24
 WAYS = {
-    "counting": functools.partial(ranking.by_counting, slots=SLOTS),
-    "sorting": ranking.by_sorting,
+    "counting": functools.partial(ranking.by_counting, slots=SLOTS, on_cpu=True),
+    "sorting": functools.partial(ranking.by_sorting, on_cpu=True),
+    "counting elsewhere": functools.partial(ranking.by_counting, slots=SLOTS, on_cpu=False),
+    "sorting elsewhere": functools.partial(ranking.by_sorting, on_cpu=False),
 }
 COMPILED = {(way, metric): jax.jit(functools.partial(WAYS[way], metric)) for way in WAYS for metric in ("AP", "AUROC")}
 
@@ -32,7 +33,7 @@ def oracle(metric, scores, labels, where):
     st.integers(0, N),
     st.lists(st.booleans(), min_size=N, max_size=N),
 )
-def test_both_ways_equal_scikit_learn_with_ties_and_unknown_rows(tied, untied, positives, known):
+def test_all_ways_equal_scikit_learn_with_ties_and_unknown_rows(tied, untied, positives, known):
     scores = np.array([tied, untied], np.float32)
     labels, where = np.arange(N) < positives, np.array(known)
     for (_, metric), score in COMPILED.items():
@@ -48,8 +49,8 @@ def test_both_ways_agree_at_any_length(metric, n):
     positives = (n + 3) // 4
     labels, where = np.arange(n) < positives, rng.random(n) < 0.9
     found = [
-        jax.jit(functools.partial(ranking.by_counting, metric, slots=positives))(scores, labels, where),
-        jax.jit(functools.partial(ranking.by_sorting, metric))(scores, labels, where),
+        jax.jit(functools.partial(ranking.by_counting, metric, slots=positives, on_cpu=True))(scores, labels, where),
+        jax.jit(functools.partial(ranking.by_sorting, metric, on_cpu=True))(scores, labels, where),
     ]
     expected = [oracle(metric, row, labels, where) for row in scores]
     for one in found:
@@ -57,19 +58,19 @@ def test_both_ways_agree_at_any_length(metric, n):
 
 
 @pytest.mark.parametrize("metric", ["AP", "AUROC"])
-def test_accelerators_count_as_a_cpu_does(metric):
+@pytest.mark.parametrize("slots", [0, 16])
+def test_a_groups_scores_are_lowered_for_accelerators(metric, slots):
     rng = np.random.default_rng(0)
-    scores = rng.normal(size=(3, 40)).round(1).astype(np.float32)
-    reach = functools.partial(
-        ranking._num_reaching, jnp.asarray(scores), jnp.asarray(scores[:, :9]), 1 if metric == "AUROC" else 2
+    labels = np.tile(np.arange(64) < 9, (3, 1))
+    rows = problems.Rows(
+        np.zeros((3, 64, 1), np.float32), np.zeros((3, 64), np.float32), labels, labels | True, labels, slots
     )
-    rows, slots = jnp.int32(40), jnp.int32(9)
-    here = np.asarray(reach(rows, slots))
-    ties = scores[:, :, None] == scores[:, None, :9]
-    above = scores[:, :, None] > scores[:, None, :9]
-    np.testing.assert_array_equal(here, (2 * above + (1 if metric == "AUROC" else 2) * ties).sum(1))
-    lowered = jax.export.export(jax.jit(reach), platforms=["tpu", "cuda"])(rows, slots)
-    assert set(lowered.platforms) == {"tpu", "cuda"}
+    scores = rng.normal(size=(3, 5, 64)).round(1).astype(np.float32)
+    score = jax.jit(functools.partial(problems.ranking_scores, metric))
+    expected = [[oracle(metric, s, labels[0], rows.where[0]) for s in each] for each in scores]
+    np.testing.assert_allclose(score(rows, scores), expected, atol=1e-6)
+    exported = jax.export.export(score, platforms=["tpu", "cuda"])(rows, scores)
+    assert set(exported.platforms) == {"tpu", "cuda"}
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 31, 32, 33, 640, 1023])

@@ -19,9 +19,10 @@ PAPER = GAConfig(
     selection="roulette",
     mutation="uniform",
     mutation_scale=0.05,
+    restarts=0,
     refit_bias=False,
 )
-OURS = GAConfig(population_size=12, num_generations=60, patience=30, dimensions=4, mutation_scale=0.2)
+OURS = GAConfig(population_size=12, num_generations=60, patience=30, dimensions=4, mutation_scale=0.2, restarts=0)
 RECIPES = pytest.mark.parametrize("config", [PAPER, OURS], ids=["paper", "ours"])
 KEY = jax.random.key(0)
 TRAIN, VALIDATION = toy.embeddings(seed=0), toy.embeddings(seed=1, known=0.9)
@@ -264,7 +265,7 @@ def test_rows_drawn_for_a_generation_leave_every_category_something_to_rank():
 def spaces_rows(share_of_positives):
     rng = np.random.default_rng(0)
     labels, where = rng.random((1, 512)) < share_of_positives, np.arange(512)[None] < 400
-    return problems.Rows(np.zeros((1, 512, 2), np.float32), np.zeros((1, 512), np.float32), labels, where, 0)
+    return problems.Rows(np.zeros((1, 512, 2), np.float32), np.zeros((1, 512), np.float32), labels, where, where, 0)
 
 
 def test_restarts_go_on_where_patience_has_run_out():
@@ -317,3 +318,21 @@ def test_directions_of_the_same_embeddings_are_computed_once_and_anew_when_they_
 def test_settings_out_of_range_are_refused_by_name(changes, message):
     with pytest.raises(ValueError, match=message):
         GAConfig(**changes)
+
+
+def test_a_search_of_noise_finds_nothing_on_the_half_that_it_did_not_look_at():
+    rng = np.random.default_rng(0)
+    splits = [
+        Embeddings(rng.normal(size=(160, 5)).astype(np.float32), rng.random((160, 8)) < 0.3, np.ones((160, 8), bool))
+        for _ in range(2)
+    ]
+    heads = Heads(rng.normal(size=(8, 5)).astype(np.float32), np.zeros(8, np.float32))
+    config = GAConfig(
+        population_size=12, patience=5, restarts=20, num_generations=100, dimensions=5, mutation_scale=0.5
+    )
+    noise = searching.search(heads, *splits, key=KEY, config=config)
+    assert (noise.after - noise.before).mean() > 0.02
+    assert noise.held_out.mean() < (noise.after - noise.before).mean() / 3
+    real = searching.search(toy.heads(), TRAIN, VALIDATION, key=KEY, config=dataclasses.replace(config, dimensions=4))
+    assert real.held_out.mean() > 0.02
+    np.testing.assert_allclose(real.fair_scores, real.before + real.held_out)

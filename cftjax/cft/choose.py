@@ -61,7 +61,12 @@ def mixtures(
 
 
 def choose(
-    candidates: Mapping[str, Heads], train: Embeddings, validation: Embeddings, *, config: ChooseConfig | None = None
+    candidates: Mapping[str, Heads],
+    train: Embeddings,
+    validation: Embeddings,
+    *,
+    config: ChooseConfig | None = None,
+    fair_scores: Mapping[str, Float[np.ndarray, " c"]] | None = None,
 ) -> Chosen:
     """Keep per category the candidate that validation speaks for (by rule `best`, "greedy" in the authors' code).
 
@@ -71,6 +76,9 @@ def choose(
         train: the training embeddings; a category without a known positive and negative there was never tuned.
         validation: the embeddings that judge.
         config: metric, rule and mixtures; None for the default.
+        fair_scores: candidate -> [c] what its validation score is worth, where it was made by looking at validation
+            (`Found.fair_scores`); NaN where unknown. Mixtures with it are worth as much. The rule `best` takes every
+            score at its word.
 
     Returns:
         Chosen: heads, names (a mixture's is `polish x0.5`), scores and the categories left alone, with the reason.
@@ -87,11 +95,16 @@ def choose(
         labels, known = (np.asarray(x[:, some], bool) for x in (validation.labels, validation.known))
         judged.append(picking.judge(config.rule, config.metric, logits, labels, known, validation.groups))
     untuned = problems.untunable(train, validation)
-    picked = picking.pick(config.rule, judged)
+    worth = np.concatenate([block.scores for block in judged], axis=1)
+    scores = dict(zip(order, worth.copy(), strict=True))
+    for i, name in enumerate(order):
+        fair = (fair_scores or {}).get(name.split(" x")[0])
+        if fair is not None and config.rule != "best":
+            worth[i] = np.where(np.isnan(fair), worth[i], fair)
+    picked = picking.pick(config.rule, picking.joined(judged, worth))
     picked[list(untuned)] = 0
     kernel, bias = (
         np.stack([np.asarray(getattr(candidates[order[i]], field))[c] for c, i in enumerate(picked)])
         for field in ("kernel", "bias")
     )
-    scores = dict(zip(order, np.concatenate([block.scores for block in judged], axis=1), strict=True))
     return Chosen(Heads(kernel, bias), [order[i] for i in picked], scores, untuned)

@@ -165,6 +165,7 @@ class GeneticAlgorithm(PopulationBasedAlgorithm):
     def _tell(self, key: jax.Array, population: jax.Array, fitness: jax.Array, state: Any, params: Any) -> Any:
         scale = state.mutation_scale
         if self.mutation == "adaptive":
-            improved = jnp.min(fitness) < jnp.min(state.fitness)
+            # The first is the best of the old, on the rows of this generation.
+            improved = jnp.min(fitness) < fitness[0]
             scale = scale * jnp.where(improved, 1.5, 1.5 ** (-1 / 4))
         return state.replace(population=population, fitness=fitness, mutation_scale=scale)

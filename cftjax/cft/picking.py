@@ -147,26 +147,36 @@ def judge(
     return Judged(scores, errors)
 
 
+def joined(judged: Sequence[Judged], scores: Float[np.ndarray, "k c"] | None = None) -> Judged:
+    """Blocks of categories as one, with other scores where they are given."""
+
+    def together(name: str) -> np.ndarray | None:
+        blocks = [getattr(block, name) for block in judged]
+        return None if blocks[0] is None else np.concatenate(blocks, axis=-1)
+
+    own = np.concatenate([block.scores for block in judged], axis=1)
+    return Judged(own if scores is None else scores, together("errors"), together("held_out"))
+
+
 def _best(gains: Float[np.ndarray, "k c"]) -> Int[np.ndarray, " c"]:
     return np.argmax(np.where(np.isnan(gains), -np.inf, gains), axis=0)
 
 
-def pick(rule: PickRule, judged: Sequence[Judged]) -> Int[np.ndarray, " c"]:
+def pick(rule: PickRule, judged: Judged) -> Int[np.ndarray, " c"]:
     """The candidate that each category keeps; the first where no other is expected to be better.
 
     Args:
         rule: see the module.
-        judged: of consecutive blocks of categories; `shrunken` looks at all of them together.
+        judged: all categories, for `shrunken` looks at them together; what the rule reads must be there.
     """
-    scores = np.concatenate([block.scores for block in judged], axis=1)
-    gains = scores - scores[:1]
-    if rule == "cross_validated":
-        held_out = np.concatenate([block.held_out for block in judged if block.held_out is not None])
-        gains = np.where(held_out[None] > 0, gains, 0.0)
-    elif rule != "best":
-        errors = np.concatenate([block.errors for block in judged if block.errors is not None], axis=1)
+    gains = judged.scores - judged.scores[:1]
+    if rule == "cross_validated" and judged.held_out is not None:
+        gains = np.where(judged.held_out[None] > 0, gains, 0.0)
+    elif rule != "best" and judged.errors is not None:
         if rule == "shrunken":
-            gains = np.stack([shrink(gain, error) for gain, error in zip(gains, errors, strict=True)])
+            gains = np.stack([shrink(gain, error) for gain, error in zip(gains, judged.errors, strict=True)])
         else:
-            gains = np.where(gains > np.nan_to_num(errors, nan=np.inf), gains, 0.0)
+            gains = np.where(gains > np.nan_to_num(judged.errors, nan=np.inf), gains, 0.0)
+    elif rule != "best":
+        raise ValueError(f"what rule {rule!r} reads was not judged")
     return _best(gains)

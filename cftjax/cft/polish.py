@@ -285,7 +285,7 @@ def _picked(
         return {}
     tuned = sorted(found)
     judged = [_judged(found[c], c, candidates, validation, config, groups) for c in tuned]
-    picked = picking.pick(config.rule, judged)
+    picked = picking.pick(config.rule, picking.joined(judged))
     return {c: None if i == 0 else int(i) - 1 for c, i in zip(tuned, picked, strict=True)}
 
 

@@ -25,7 +25,7 @@ COUNTED_POSITIVES = 128
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["z", "base", "labels", "where"], meta_fields=["slots"]
+    jax.tree_util.register_dataclass, data_fields=["z", "base", "labels", "where", "first_half"], meta_fields=["slots"]
 )
 @dataclasses.dataclass(frozen=True)
 class Rows:
@@ -38,6 +38,7 @@ class Rows:
         base: [g k], the score that the genes are added to.
         labels: [g k] bool.
         where: [g k] bool, false for padding.
+        first_half: [g k] bool, a half of the positives and of the negatives, or of the groups.
         slots: all positives stand among the first so many rows; 0 where they are too many to count by.
     """
 
@@ -45,13 +46,14 @@ class Rows:
     base: Float[Array, "*g k"]
     labels: Bool[Array, "*g k"]
     where: Bool[Array, "*g k"]
+    first_half: Bool[Array, "*g k"]
     slots: int
 
 
 def ranking_scores(metric: Metric, rows: Rows, scores: Float[jax.Array, "g p k"]) -> Float[jax.Array, "g p"]:
     """AP or AUROC of p rankings of the rows of each category."""
     way = functools.partial(ranking.by_counting, slots=rows.slots) if rows.slots else ranking.by_sorting
-    of_one = functools.partial(way, metric)
+    of_one = functools.partial(way, metric, on_cpu=True)
 
     def one_by_one(*each: jax.Array) -> jax.Array:
         """So that each category's loops end with its own rows."""
@@ -59,8 +61,9 @@ def ranking_scores(metric: Metric, rows: Rows, scores: Float[jax.Array, "g p k"]
             return of_one(*(x[0] for x in each))[None]
         return jax.lax.map(lambda one: of_one(*one), each)
 
+    together = jax.vmap(functools.partial(way, metric, on_cpu=False))
     arguments = scores, jnp.asarray(rows.labels), jnp.asarray(rows.where)
-    return jax.lax.platform_dependent(*arguments, cpu=one_by_one, default=jax.vmap(of_one))
+    return jax.lax.platform_dependent(*arguments, cpu=one_by_one, default=together)
 
 
 def untunable(train: Embeddings, validation: Embeddings) -> dict[int, str]:
@@ -125,18 +128,22 @@ def rows_of(
     z = np.zeros((len(categories), shape.length, seen.z.shape[-1]), dtype)
     base = np.zeros((len(categories), shape.length), np.float32)
     labels, where = (np.zeros((len(categories), shape.length), bool) for _ in range(2))
+    first_half = np.tile(np.arange(shape.length) % 2 == 0, (len(categories), 1))
+    member = None if seen.groups is None else np.unique(seen.groups, return_inverse=True)[1]
     for g, c in enumerate(categories):
         rows = np.flatnonzero(seen.known[:, c])
         rows = rows[np.argsort(~np.asarray(seen.labels[rows, c]), kind="stable")]
         labels[g, : len(rows)] = seen.labels[rows, c]
         where[g, : len(rows)] = True
+        if member is not None:
+            first_half[g, : len(rows)] = member[rows] % 2 == 0
         for start in range(0, len(rows), ROWS_AT_ONCE):
             some = rows[start : start + ROWS_AT_ONCE]
             block = seen.z[some] if seen.z.ndim == 2 else seen.z[some, c]
             z[g, start : start + len(some)] = block * unit[c]
         if add_base:
             base[g, : len(rows)] = seen.base[rows, c]
-    return Rows(z, base, labels, where, shape.slots)
+    return Rows(z, base, labels, where, first_half, shape.slots)
 
 
 @dataclasses.dataclass(frozen=True)

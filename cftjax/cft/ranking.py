@@ -22,6 +22,7 @@ def _num_reaching(
     ties: int,
     rows: Int32[jax.Array, ""],
     slots: Int32[jax.Array, ""],
+    on_cpu: bool,
 ) -> Int32[jax.Array, "p q"]:
     """How many scores of each row lie above each threshold of that row, ties counted `ties` (0, 1 or 2) halves.
 
@@ -31,6 +32,7 @@ def _num_reaching(
         ties: halves.
         rows: scores behind the first so many are -inf.
         slots: thresholds behind the first so many do not matter.
+        on_cpu: in blocks that end with rows and slots, or all at once.
 
     Returns:
         Twice the number, an integer; 0 or more where it does not matter.
@@ -41,31 +43,27 @@ def _num_reaching(
             return (score > threshold).astype(jnp.int32) + (score >= threshold).astype(jnp.int32)
         return 2 * (score >= threshold if ties else score > threshold).astype(jnp.int32)
 
-    def in_blocks(scores: jax.Array, thresholds: jax.Array, rows: jax.Array, slots: jax.Array) -> jax.Array:
-        num, wanted = scores.shape[0], thresholds.shape[1]
-        scores, thresholds = (
-            jnp.pad(x, ((0, 0), (0, -x.shape[1] % _BLOCK)), constant_values=-jnp.inf) for x in (scores, thresholds)
-        )
-
-        def against(j: jax.Array, counts: jax.Array) -> jax.Array:
-            threshold = jax.lax.dynamic_slice(thresholds, (0, j * _BLOCK), (num, _BLOCK))
-
-            def add(i: jax.Array, count: jax.Array) -> jax.Array:
-                block = jax.lax.dynamic_slice(scores, (0, i * _BLOCK), (num, _BLOCK))
-                for k in range(_BLOCK):
-                    count = count + compare(block[:, k : k + 1], threshold)
-                return count
-
-            count = jax.lax.fori_loop(0, (rows + _BLOCK - 1) // _BLOCK, add, jnp.zeros((num, _BLOCK), jnp.int32))
-            return jax.lax.dynamic_update_slice(counts, count, (0, j * _BLOCK))
-
-        counts = jnp.zeros(thresholds.shape, jnp.int32)
-        return jax.lax.fori_loop(0, (slots + _BLOCK - 1) // _BLOCK, against, counts)[:, :wanted]
-
-    def at_once(scores: jax.Array, thresholds: jax.Array, *_: jax.Array) -> jax.Array:
+    if not on_cpu:
         return jnp.sum(compare(scores[:, :, None], thresholds[:, None, :]), axis=1, dtype=jnp.int32)
+    num, wanted = scores.shape[0], thresholds.shape[1]
+    scores, thresholds = (
+        jnp.pad(x, ((0, 0), (0, -x.shape[1] % _BLOCK)), constant_values=-jnp.inf) for x in (scores, thresholds)
+    )
 
-    return jax.lax.platform_dependent(scores, thresholds, rows, slots, cpu=in_blocks, default=at_once)
+    def against(j: jax.Array, counts: jax.Array) -> jax.Array:
+        threshold = jax.lax.dynamic_slice(thresholds, (0, j * _BLOCK), (num, _BLOCK))
+
+        def add(i: jax.Array, count: jax.Array) -> jax.Array:
+            block = jax.lax.dynamic_slice(scores, (0, i * _BLOCK), (num, _BLOCK))
+            for k in range(_BLOCK):
+                count = count + compare(block[:, k : k + 1], threshold)
+            return count
+
+        count = jax.lax.fori_loop(0, (rows + _BLOCK - 1) // _BLOCK, add, jnp.zeros((num, _BLOCK), jnp.int32))
+        return jax.lax.dynamic_update_slice(counts, count, (0, j * _BLOCK))
+
+    counts = jnp.zeros(thresholds.shape, jnp.int32)
+    return jax.lax.fori_loop(0, (slots + _BLOCK - 1) // _BLOCK, against, counts)[:, :wanted]
 
 
 def by_counting(
@@ -74,6 +72,7 @@ def by_counting(
     labels: Bool[jax.Array, " n"],
     where: Bool[jax.Array, " n"],
     slots: int,
+    on_cpu: bool,
 ) -> Float[jax.Array, " p"]:
     """AP or AUROC of p rankings of the same entries, without a sort, where positives are few.
 
@@ -87,6 +86,7 @@ def by_counting(
         labels: of the entries; the known positives stand among the first `slots`.
         where: which entries are known; the fewer unknown ones before the last known one, the less is done for nothing.
         slots: static; how many entries at the front are looked at as positives; `slots * n` below 2**29.
+        on_cpu: static; which way suits the device.
 
     Returns:
         [p], NaN as in `average_precision` and `auroc`.
@@ -99,11 +99,11 @@ def by_counting(
     rows = jnp.max(jnp.where(where, place, 0))
     last = jnp.max(jnp.where(positive[0], place[:slots], 0))
     if metric == "AP":
-        at_least = _num_reaching(scores, thresholds, 2, rows, last)
-        positives = _num_reaching(jnp.where(positive, thresholds, -jnp.inf), thresholds, 2, last, last)
+        at_least = _num_reaching(scores, thresholds, 2, rows, last, on_cpu)
+        positives = _num_reaching(jnp.where(positive, thresholds, -jnp.inf), thresholds, 2, last, last, on_cpu)
         precision = positives.astype(jnp.float32) / jnp.maximum(at_least, 2).astype(jnp.float32)
         return metrics.fixed_order_sum(jnp.where(positive, precision, 0.0).T) / jnp.where(total == 0, jnp.nan, total)
-    reaching = jnp.sum(jnp.where(positive, _num_reaching(scores, thresholds, 1, rows, last), 0), axis=1)
+    reaching = jnp.sum(jnp.where(positive, _num_reaching(scores, thresholds, 1, rows, last, on_cpu), 0), axis=1)
     # Among the positives themselves every ordered pair has been counted half.
     lost = (reaching - total**2).astype(jnp.float32) / 2
     pairs = total.astype(jnp.float32) * (jnp.sum(where) - total).astype(jnp.float32)
@@ -151,11 +151,15 @@ def sorting_network(x: Int32[jax.Array, "n p"]) -> Int32[jax.Array, "n p"]:
 
 
 def by_sorting(
-    metric: str, scores: Float[jax.Array, "p n"], labels: Bool[jax.Array, " n"], where: Bool[jax.Array, " n"]
+    metric: str,
+    scores: Float[jax.Array, "p n"],
+    labels: Bool[jax.Array, " n"],
+    where: Bool[jax.Array, " n"],
+    on_cpu: bool,
 ) -> Float[jax.Array, " p"]:
     """AP or AUROC of p rankings of the same entries; NaN as in `metrics.average_precision` and `metrics.auroc`."""
     keys = metrics.ranking_keys(scores.T, labels[:, None], where[:, None])
-    ordered = jax.lax.platform_dependent(
-        keys, cpu=sorting_network, default=lambda keys: jax.lax.sort(keys, dimension=0, is_stable=False)
-    )
-    return metrics.of_sorted(metric, ordered)
+    # The network's columns are what a CPU's vectors hold: one alone it does not help.
+    if on_cpu and len(scores) > 1:
+        return metrics.of_sorted(metric, sorting_network(keys))
+    return metrics.of_sorted(metric, jax.lax.sort(keys, dimension=0, is_stable=False))

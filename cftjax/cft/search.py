@@ -44,6 +44,8 @@ class Found:
         before: [c] validation score of the heads it started from.
         after: [c] validation score of the heads found.
         history: [g c] best validation score so far after each generation; NaN once a category has stopped.
+        held_out: [c] what keeping the best by one half of validation gains on the other half, mean of both ways: a fair
+            estimate of the gain, which `after - before` is not, since validation was looked at every generation.
         untuned: category -> why it could not be tuned.
     """
 
@@ -51,7 +53,13 @@ class Found:
     before: Float[np.ndarray, " c"]
     after: Float[np.ndarray, " c"]
     history: Float[np.ndarray, "g c"]
+    held_out: Float[np.ndarray, " c"]
     untuned: dict[int, str]
+
+    @property
+    def fair_scores(self) -> Float[np.ndarray, " c"]:
+        """[c] validation score of the heads found, without the luck of having looked at it every generation."""
+        return self.before + self.held_out
 
 
 @jax.tree_util.register_dataclass
@@ -67,6 +75,9 @@ class State:
         generation: [g] generations done.
         begun: [g] the generation of the last start.
         restarts: [g] starts after the first.
+        half_best: [g 2] the best score on each half of validation.
+        half_held: [g 2] on the other half, the score of the head that is the best on this one.
+        start: [g r] where it began.
     """
 
     algorithm: Any
@@ -76,6 +87,9 @@ class State:
     generation: jax.Array
     begun: jax.Array
     restarts: jax.Array
+    half_best: jax.Array
+    half_held: jax.Array
+    start: jax.Array
 
 
 def _fitness(rows: Rows, genes: Float[jax.Array, "g p r"], metric: Metric) -> Float[jax.Array, "g p"]:
@@ -87,6 +101,20 @@ def _fitness(rows: Rows, genes: Float[jax.Array, "g p r"], metric: Metric) -> Fl
         preferred_element_type=jnp.float32,
     )
     return problems.ranking_scores(metric, rows, product + rows.base[:, None, :])
+
+
+def _judge(rows: Rows, genes: Float[jax.Array, "g r"], metric: Metric) -> tuple[jax.Array, jax.Array]:
+    """Validation score [g] of a head of each category, and its scores on the two halves [g 2]."""
+    product = jnp.einsum("gr,gkr->gk", genes.astype(rows.z.dtype), rows.z, preferred_element_type=jnp.float32)
+    # As three categories each: traced once, since compiling is what a short search waits for.
+    scores, labels, where, half = (
+        jnp.repeat(jnp.asarray(x), 3, axis=0) for x in (product + rows.base, rows.labels, rows.where, rows.first_half)
+    )
+    which = jnp.tile(jnp.arange(3), len(product))[:, None]
+    where = where & jnp.where(which == 0, True, half == (which == 1))
+    thrice = dataclasses.replace(rows, labels=labels, where=where)
+    found = problems.ranking_scores(metric, thrice, scores[:, None, :]).reshape(-1, 3)
+    return found[:, 0], found[:, 1:]
 
 
 def _kernel_genes(genes: jax.Array, has_bias: bool) -> jax.Array:
@@ -131,13 +159,14 @@ class _Engine:
         """Seeds [g s r] fill the population in turn; the first is the head to be improved on."""
         size, num = self.config.population_size, seeds.shape[1]
         kernels = _kernel_genes(seeds, self.has_bias)
-        score = _fitness(validation, kernels[:, :1], self.config.metric)[:, 0]
+        score, halves = _judge(validation, kernels[:, 0], self.config.metric)
         fitness = -_fitness(train, kernels, self.config.metric)
         turn = jnp.arange(size) % num
         begin = functools.partial(algorithms.start, self.algorithm, self.params)
         state = jax.vmap(begin, (None, 0, 0))(key, seeds[:, turn], fitness[:, turn])
         zeros = jnp.zeros(seeds.shape[:1], jnp.int32)
-        return State(state, seeds[:, 0], score, zeros, zeros, zeros, zeros)
+        first = seeds[:, 0]
+        return State(state, first, score, zeros, zeros, zeros, zeros, halves, halves[:, ::-1], first)
 
     def _patient(self, state: State) -> jax.Array:
         return state.generation - jnp.maximum(state.best_at, state.begun) < self.config.patience
@@ -147,15 +176,18 @@ class _Engine:
         return going_on & (state.generation < self.config.num_generations)
 
     def _restarted(self, train: Rows, key: jax.Array, state: State) -> State:
-        """Where patience has run out, the algorithm begins anew with copies of the best head."""
+        """Where patience has run out, the algorithm begins anew with copies of the head that it began with.
+
+        Not with the best: that was found by looking at validation, which could then no longer judge fairly.
+        """
         stalled = ~self._patient(state)
 
         def restart() -> Any:
-            best = state.genes[:, None]
-            fitness = -_fitness(train, _kernel_genes(best, self.has_bias), self.config.metric)
+            start = state.start[:, None]
+            fitness = -_fitness(train, _kernel_genes(start, self.has_bias), self.config.metric)
             begin = functools.partial(algorithms.start, self.algorithm, self.params)
             copies = jnp.zeros(self.config.population_size, jnp.int32)
-            fresh = jax.vmap(begin, (None, 0, 0))(key, best[:, copies], fitness[:, copies])
+            fresh = jax.vmap(begin, (None, 0, 0))(key, start[:, copies], fitness[:, copies])
             return _where(stalled, fresh, state.algorithm)
 
         return dataclasses.replace(
@@ -177,16 +209,18 @@ class _Engine:
         algorithm, _ = jax.vmap(self.algorithm.tell, (None, 0, 0, 0, None))(
             key_tell, population, -fitness, algorithm, self.params
         )
-        best = jnp.take_along_axis(population, jnp.argmax(fitness, axis=1)[:, None, None], axis=1)
-        score = _fitness(validation, _kernel_genes(best, self.has_bias), self.config.metric)[:, 0]
-        better = score > state.score
+        best = jnp.take_along_axis(population, jnp.argmax(fitness, axis=1)[:, None, None], axis=1)[:, 0]
+        score, halves = _judge(validation, _kernel_genes(best, self.has_bias), self.config.metric)
+        better, half_better = score > state.score, halves > state.half_best
         return dataclasses.replace(
             state,
             algorithm=algorithm,
-            genes=jnp.where(better[:, None], best[:, 0], state.genes),
+            genes=jnp.where(better[:, None], best, state.genes),
             score=jnp.where(better, score, state.score),
             best_at=jnp.where(better, state.generation + 1, state.best_at),
             generation=state.generation + 1,
+            half_best=jnp.where(half_better, halves, state.half_best),
+            half_held=jnp.where(half_better, halves[:, ::-1], state.half_held),
         )
 
     def _advance(
@@ -228,7 +262,7 @@ def _run_group(
     key: jax.Array,
     running: dict[str, np.ndarray] | None,
     report: Callable[[Float[np.ndarray, "g n"], Callable[[], State]], None],
-) -> tuple[State, Float[np.ndarray, "g n"], Float[np.ndarray, " g"]]:
+) -> tuple[State, Float[np.ndarray, "g n"], Float[np.ndarray, " g"], Float[np.ndarray, " g"]]:
     """Search the categories of one group until all have stopped.
 
     Args:
@@ -240,10 +274,10 @@ def _run_group(
         report: called after every chunk with the best scores after each generation, and what gives the state.
 
     Returns:
-        The state, the best scores after each generation, and the scores of the first seeds.
+        The state, the best scores after each generation, the scores of the first seeds, and the held-out gains.
     """
     state = engine.start(*rows, jax.device_put(jnp.asarray(seeds), engine.sharding), key)
-    before = np.asarray(state.score)
+    before, halves = np.asarray(state.score), np.asarray(state.half_best)
     history = np.zeros((len(seeds), 0), np.float32)
     if running is not None:
         leaves, tree = jax.tree.flatten(state)
@@ -270,7 +304,10 @@ def _run_group(
         nothing = np.full((len(seeds), recent.shape[1]), np.nan, np.float32)
         history = np.concatenate([history, _replaced(places, nothing, recent)], axis=1)
         report(history, everyone)
-    return everyone(), history, before
+    final = everyone()
+    # Where a half lacks a positive or a negative, nothing speaks for the search.
+    held_out = np.asarray(jnp.mean(final.half_held - halves[:, ::-1], axis=1))
+    return final, history, before, np.where(np.isnan(held_out), 0.0, held_out).astype(np.float32)
 
 
 def _replaced(places: Int[np.ndarray, " m"], whole: np.ndarray, some: Any) -> np.ndarray:
@@ -348,7 +385,7 @@ def search(
     longest = max(lengths, default=1)
     each = 4.0 * (longest * num_genes + 6 * config.population_size * longest + 4 * config.population_size * num_genes)
     at_once = config.categories_at_once or problems.categories_at_once(each, 1 if mesh is None else mesh.size)
-    before, after = (np.full(len(kernel), np.nan, np.float32) for _ in range(2))
+    before, after, held_out = (np.full(len(kernel), np.nan, np.float32) for _ in range(3))
     history = np.full((config.num_generations, len(kernel)), np.nan, np.float32)
     done, total = 0, config.num_generations * len(tuned)
 
@@ -379,15 +416,18 @@ def search(
                     so_far[list(group.categories)] = np.fmax.reduce(mine, axis=1)
                     progress(done + int((~np.isnan(mine)).sum()), total, float(np.nanmean(so_far)))
 
-            state, scores, started = _run_group(engine, rows, population[members], key, store.get(group.name), report)
+            state, scores, started, held = _run_group(
+                engine, rows, population[members], key, store.get(group.name), report
+            )
             results = {
+                "held_out": held[:size],
                 "genes": np.asarray(state.genes)[:size],
                 "before": started[:size],
                 "after": np.asarray(state.score)[:size],
                 "history": scores[:size, : config.num_generations],
             }
             store[group.name + "-done"] = results
-        before[here], after[here] = results["before"], results["after"]
+        before[here], after[here], held_out[here] = results["before"], results["after"], results["held_out"]
         history[: results["history"].shape[1], here] = results["history"].T
         for c, genes in zip(here, results["genes"], strict=True):
             if whole:
@@ -402,4 +442,4 @@ def search(
 
     if config.refit_bias:
         bias = problems.refit_bias(Heads(kernel, bias), train, tuned)
-    return Found(Heads(kernel, bias), before, after, history, untuned)
+    return Found(Heads(kernel, bias), before, after, history, held_out, untuned)

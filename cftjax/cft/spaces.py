@@ -50,12 +50,14 @@ class Seen:
         base: [n c] logits of the heads it starts from.
         labels: [n c] bool.
         known: [n c] bool.
+        groups: [n] or None, as in `Embeddings`.
     """
 
     z: Array
     base: Float[np.ndarray, "n c"]
     labels: Bool[Array, "n c"]
     known: Bool[Array, "n c"]
+    groups: np.ndarray | None = None
 
 
 def see(split: Embeddings, heads: Heads, space: Space) -> Seen:
@@ -74,7 +76,7 @@ def see(split: Embeddings, heads: Heads, space: Space) -> Seen:
         if directions is not None and mean is not None:
             centred = block - mean
             z[rows] = centred @ directions if shared else np.einsum("ncd,cdr->ncr", centred, directions)
-    return Seen(z, base, labels, known)
+    return Seen(z, base, labels, known, split.groups)
 
 
 def _moments(z: Num[Array, "n d"]) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, "d d"]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -89,11 +89,13 @@ def run_stage(
     return search(heads, part.train, part.validation, key=key, config=config.ga, seeds=seeds, **options)
 
 
-def choose_of(part: Part, candidates: dict[str, Heads], config: TuningConfig) -> Chosen:
+def choose_of(
+    part: Part, candidates: dict[str, Heads], config: TuningConfig, fair_scores: Mapping[str, np.ndarray]
+) -> Chosen:
     """The choice on one part; a start that may not be compared is no candidate."""
     if not part.judged:
         candidates = {name: heads for name, heads in candidates.items() if name != "backbone"}
-    return choose(candidates, part.train, part.validation, config=config.choose)
+    return choose(candidates, part.train, part.validation, config=config.choose, fair_scores=fair_scores)
 
 
 def combine(chosen: Sequence[Chosen], train: Embeddings, heads: Heads) -> Chosen:
@@ -157,14 +159,16 @@ def fine_tune(
     """
     config = config or TuningConfig()
     key = jax.random.key(config.seed) if key is None else key
-    found = parts(train, validation, heads, config)
-    config = for_parts(config, found)
+    split = parts(train, validation, heads, config)
+    config = for_parts(config, split)
     chosen = []
-    for part in found:
-        candidates = {"backbone": part.start}
+    for part in split:
+        candidates, fair_scores = {"backbone": part.start}, {}
         current = part.start
         for stage in ORDERS[config.order]:
-            current = run_stage(stage, part, current, config, key).heads
-            candidates[stage] = current
-        chosen.append(choose_of(part, candidates, config))
+            found = run_stage(stage, part, current, config, key)
+            current = candidates[stage] = found.heads
+            if isinstance(found, Found):
+                fair_scores[stage] = found.fair_scores
+        chosen.append(choose_of(part, candidates, config, fair_scores))
     return combine(chosen, train, heads)
