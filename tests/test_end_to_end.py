@@ -79,7 +79,7 @@ def test_other_search_settings_leave_the_backbone_and_embeddings_alone(run, tmp_
     kept = ["backbone/history.json", "embeddings/train/z.npy", "heads/polish/heads.npz"]
     before = [(run / name).stat().st_mtime_ns for name in kept]
     call(monkeypatch, train.main, "--workdir", run, *SMALL, "--ga.patience", "10")
-    assert "heads/ga: made anew, since patience: 60 -> 10" in capsys.readouterr().out
+    assert "heads/ga: made anew, since patience: 15 -> 10" in capsys.readouterr().out
     assert [(run / name).stat().st_mtime_ns for name in kept] == before
 
 

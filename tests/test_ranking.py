@@ -62,14 +62,12 @@ def test_both_ways_agree_at_any_length(metric, n):
 def test_a_groups_scores_are_lowered_for_accelerators(metric, slots):
     rng = np.random.default_rng(0)
     labels = np.tile(np.arange(64) < 9, (3, 1))
-    rows = problems.Rows(
-        np.zeros((3, 64, 1), np.float32), np.zeros((3, 64), np.float32), labels, labels | True, labels, slots
-    )
     scores = rng.normal(size=(3, 5, 64)).round(1).astype(np.float32)
-    score = jax.jit(functools.partial(problems.ranking_scores, metric))
-    expected = [[oracle(metric, s, labels[0], rows.where[0]) for s in each] for each in scores]
-    np.testing.assert_allclose(score(rows, scores), expected, atol=1e-6)
-    exported = jax.export.export(score, platforms=["tpu", "cuda"])(rows, scores)
+    where = np.ones_like(labels)
+    score = jax.jit(lambda *arrays: problems.ranking_scores(metric, *arrays, slots))
+    expected = [[oracle(metric, row, labels[0], where[0]) for row in each] for each in scores]
+    np.testing.assert_allclose(score(scores, labels, where), expected, atol=1e-6)
+    exported = jax.export.export(score, platforms=["tpu", "cuda"])(scores, labels, where)
     assert set(exported.platforms) == {"tpu", "cuda"}
 
 

@@ -333,7 +333,7 @@ def test_an_older_sheet_of_images_is_not_left_beside_a_report_without_one(tmp_pa
     [
         ({"chosen": ["ga"]}, "chosen has 1 categories, but 6 are named"),
         ({"heads": {"backbone": stage_heads()["backbone"]}}, "lacks the stage ga, polish, final"),
-        ({"embeddings": {"train": make_split(3, 0)}}, "lacks the split validation"),
+        ({"embeddings": {"train": make_split(3, 0)}}, "give test, or at least validation"),
         ({"records": make_records(3)}, "records has 3 images, but the embeddings of test have 40"),
     ],
 )

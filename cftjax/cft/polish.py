@@ -173,8 +173,8 @@ def _descend(train: Rows, validation: Rows, towards: jax.Array, l2: jax.Array, c
         """[s r] to [s]; the bias does not change a ranking."""
         product = jnp.einsum("sr,kr->sk", genes, validation.z, precision=jax.lax.Precision.HIGHEST)
         logits = product + towards[:, None] * validation.base[None, :]
-        rows = jax.tree.map(lambda x: x[None], validation)
-        return problems.ranking_scores(config.metric, rows, logits[None])[0]
+        labels, where = (jnp.asarray(x)[None] for x in (validation.labels, validation.where))
+        return problems.ranking_scores(config.metric, logits[None], labels, where, validation.slots)[0]
 
     nowhere = jnp.zeros((1, train.z.shape[-1]))
     before = score(nowhere, jnp.ones(1))[0]

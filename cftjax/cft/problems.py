@@ -50,9 +50,15 @@ class Rows:
     slots: int
 
 
-def ranking_scores(metric: Metric, rows: Rows, scores: Float[jax.Array, "g p k"]) -> Float[jax.Array, "g p"]:
-    """AP or AUROC of p rankings of the rows of each category."""
-    way = functools.partial(ranking.by_counting, slots=rows.slots) if rows.slots else ranking.by_sorting
+def ranking_scores(
+    metric: Metric,
+    scores: Float[jax.Array, "g p k"],
+    labels: Bool[Array, "g k"],
+    where: Bool[Array, "g k"],
+    slots: int,
+) -> Float[jax.Array, "g p"]:
+    """AP or AUROC of p rankings of the rows of each category; `slots` as in `Rows`."""
+    way = functools.partial(ranking.by_counting, slots=slots) if slots else ranking.by_sorting
     of_one = functools.partial(way, metric, on_cpu=True)
 
     def one_by_one(*each: jax.Array) -> jax.Array:
@@ -62,7 +68,7 @@ def ranking_scores(metric: Metric, rows: Rows, scores: Float[jax.Array, "g p k"]
         return jax.lax.map(lambda one: of_one(*one), each)
 
     together = jax.vmap(functools.partial(way, metric, on_cpu=False))
-    arguments = scores, jnp.asarray(rows.labels), jnp.asarray(rows.where)
+    arguments = scores, jnp.asarray(labels), jnp.asarray(where)
     return jax.lax.platform_dependent(*arguments, cpu=one_by_one, default=together)
 
 

@@ -100,7 +100,7 @@ def _fitness(rows: Rows, genes: Float[jax.Array, "g p r"], metric: Metric) -> Fl
         precision=jax.lax.Precision.HIGHEST,
         preferred_element_type=jnp.float32,
     )
-    return problems.ranking_scores(metric, rows, product + rows.base[:, None, :])
+    return problems.ranking_scores(metric, product + rows.base[:, None, :], rows.labels, rows.where, rows.slots)
 
 
 def _judge(rows: Rows, genes: Float[jax.Array, "g r"], metric: Metric) -> tuple[jax.Array, jax.Array]:
@@ -112,8 +112,7 @@ def _judge(rows: Rows, genes: Float[jax.Array, "g r"], metric: Metric) -> tuple[
     )
     which = jnp.tile(jnp.arange(3), len(product))[:, None]
     where = where & jnp.where(which == 0, True, half == (which == 1))
-    thrice = dataclasses.replace(rows, labels=labels, where=where)
-    found = problems.ranking_scores(metric, thrice, scores[:, None, :]).reshape(-1, 3)
+    found = problems.ranking_scores(metric, scores[:, None, :], labels, where, rows.slots).reshape(-1, 3)
     return found[:, 0], found[:, 1:]
 
 
