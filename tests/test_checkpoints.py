@@ -76,6 +76,7 @@ def test_buffers_may_be_donated_while_they_are_written(tmp_path):
     np.testing.assert_array_equal(checkpoints.restore(tmp_path, 1, like)["w"], expected)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_damaged_checkpoint_is_named_in_the_error(tmp_path):
     write(tmp_path, 3, tree(), {})
     for path in (tmp_path / "3").rglob("*"):
