@@ -95,13 +95,13 @@ def choose(
         labels, known = (np.asarray(x[:, some], bool) for x in (validation.labels, validation.known))
         judged.append(picking.judge(config.rule, config.metric, logits, labels, known, validation.groups))
     untuned = problems.untunable(train, validation)
-    worth = np.concatenate([block.scores for block in judged], axis=1)
-    scores = dict(zip(order, worth.copy(), strict=True))
+    whole = picking.joined(judged)
+    worth, scores = whole.scores.copy(), dict(zip(order, whole.scores, strict=True))
     for i, name in enumerate(order):
         fair = (fair_scores or {}).get(name.split(" x")[0])
         if fair is not None and config.rule != "best":
             worth[i] = np.where(np.isnan(fair), worth[i], fair)
-    picked = picking.pick(config.rule, picking.joined(judged, worth))
+    picked = picking.pick(config.rule, dataclasses.replace(whole, scores=worth))
     picked[list(untuned)] = 0
     kernel, bias = (
         np.stack([np.asarray(getattr(candidates[order[i]], field))[c] for c, i in enumerate(picked)])

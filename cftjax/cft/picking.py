@@ -147,15 +147,15 @@ def judge(
     return Judged(scores, errors)
 
 
-def joined(judged: Sequence[Judged], scores: Float[np.ndarray, "k c"] | None = None) -> Judged:
-    """Blocks of categories as one, with other scores where they are given."""
+def joined(judged: Sequence[Judged]) -> Judged:
+    """Blocks of categories as one."""
 
     def together(name: str) -> np.ndarray | None:
         blocks = [getattr(block, name) for block in judged]
         return None if blocks[0] is None else np.concatenate(blocks, axis=-1)
 
-    own = np.concatenate([block.scores for block in judged], axis=1)
-    return Judged(own if scores is None else scores, together("errors"), together("held_out"))
+    scores = np.concatenate([block.scores for block in judged], axis=1)
+    return Judged(scores, together("errors"), together("held_out"))
 
 
 def _best(gains: Float[np.ndarray, "k c"]) -> Int[np.ndarray, " c"]:

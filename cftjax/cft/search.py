@@ -92,7 +92,8 @@ class State:
     start: jax.Array
 
 
-def _fitness(rows: Rows, genes: Float[jax.Array, "g p r"], metric: Metric) -> Float[jax.Array, "g p"]:
+def _scores(rows: Rows, genes: Float[jax.Array, "g p r"]) -> Float[jax.Array, "g p k"]:
+    """What p candidates of each category give its rows."""
     product = jnp.einsum(
         "gpr,gkr->gpk",
         genes.astype(rows.z.dtype),
@@ -100,19 +101,23 @@ def _fitness(rows: Rows, genes: Float[jax.Array, "g p r"], metric: Metric) -> Fl
         precision=jax.lax.Precision.HIGHEST,
         preferred_element_type=jnp.float32,
     )
-    return problems.ranking_scores(metric, product + rows.base[:, None, :], rows.labels, rows.where, rows.slots)
+    return product + rows.base[:, None, :]
+
+
+def _fitness(rows: Rows, genes: Float[jax.Array, "g p r"], metric: Metric) -> Float[jax.Array, "g p"]:
+    return problems.ranking_scores(metric, _scores(rows, genes), rows.labels, rows.where, rows.slots)
 
 
 def _judge(rows: Rows, genes: Float[jax.Array, "g r"], metric: Metric) -> tuple[jax.Array, jax.Array]:
     """Validation score [g] of a head of each category, and its scores on the two halves [g 2]."""
-    product = jnp.einsum("gr,gkr->gk", genes.astype(rows.z.dtype), rows.z, preferred_element_type=jnp.float32)
+    scores = _scores(rows, genes[:, None])
     # As three categories each: traced once, since compiling is what a short search waits for.
+    which = jnp.tile(jnp.arange(3), len(scores))[:, None]
     scores, labels, where, half = (
-        jnp.repeat(jnp.asarray(x), 3, axis=0) for x in (product + rows.base, rows.labels, rows.where, rows.first_half)
+        jnp.repeat(jnp.asarray(x), 3, axis=0) for x in (scores, rows.labels, rows.where, rows.first_half)
     )
-    which = jnp.tile(jnp.arange(3), len(product))[:, None]
     where = where & jnp.where(which == 0, True, half == (which == 1))
-    found = problems.ranking_scores(metric, scores[:, None, :], labels, where, rows.slots).reshape(-1, 3)
+    found = problems.ranking_scores(metric, scores, labels, where, rows.slots).reshape(-1, 3)
     return found[:, 0], found[:, 1:]
 
 
