@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import tyro
 
-from cftjax import cli, devices, embedding, metrics, report, runs, storage
+from cftjax import cli, devices, embedding, metrics, page, report, runs, storage
 from cftjax.cft import tuning
 from cftjax.cft.search import Found
 from cftjax.config import ORDERS, TuningConfig, with_recipe
@@ -112,6 +112,7 @@ def tune(run: Run, config: TuningConfig, made_from: Sequence[str], records: Reco
     embeddings = {split: run.embeddings(split) for split in SPLITS if (run.folder / "embeddings" / split).is_dir()}
     train, backbone = embeddings["train"], run.heads("backbone")
     parts = tuning.parts(train, embeddings.get("validation"), backbone, config)
+    recorded = list(page.of_config(config))
     config = tuning.for_parts(config, parts)
     current, candidates = [part.start for part in parts], [{"backbone": part.start} for part in parts]
     fair_scores: list[dict[str, np.ndarray]] = [{} for _ in parts]
@@ -158,8 +159,11 @@ def tune(run: Run, config: TuningConfig, made_from: Sequence[str], records: Reco
                 untuned=choice["untuned"],
                 history=storage.read_arrays(run.folder / "heads" / "ga" / "history.npz"),
                 metric=config.choose.metric,
-                seconds=run.seconds(),
+                seconds={name: spent for name, spent in run.seconds().items() if name != "report"},
                 config=config.report,
+                title=run.folder.resolve().name,
+                settings=recorded,
+                versions=run.config["versions"],
                 records=records,
                 seed=config.seed,
             )
