@@ -22,6 +22,7 @@ from cftjax.cft.search import Found
 from cftjax.config import ORDERS, TuningConfig, with_recipe
 from cftjax.data import labels as label_values
 from cftjax.data.problems import few
+from cftjax.mistakes import Heatmaps
 from cftjax.progress import Progress
 from cftjax.runs import Run
 from cftjax.types import SPLITS, Embeddings, Heads, Records
@@ -98,14 +99,21 @@ def read(source: Finetuning) -> tuple[tuple[str, ...], dict[str, Embeddings], He
     return categories, embeddings, Heads(kernel.astype(np.float32), bias.astype(np.float32))
 
 
-def tune(run: Run, config: TuningConfig, made_from: Sequence[str], records: Records | None = None) -> dict[str, Any]:
+def tune(
+    run: Run,
+    config: TuningConfig,
+    made_from: Sequence[str],
+    records: Records | None = None,
+    heatmaps: Heatmaps | None = None,
+) -> dict[str, Any]:
     """Search, polish, choose, decide and report on the embeddings and old heads of a run, keeping what is done already.
 
     Args:
         run: holds `embeddings/` and `heads/backbone/`.
         config: its ga, polish, choose, decide, report and seed are read.
         made_from: keys of the stages before.
-        records: the images of the test split, for a sheet of them in the report.
+        records: the images of the test split, for a sheet of them and the worst mistakes in the report.
+        heatmaps: where images speak for a category, for the mistakes in the report.
 
     Returns:
         The content of report/metrics.json; empty where neither validation nor test is there to report on.
@@ -170,6 +178,7 @@ def tune(run: Run, config: TuningConfig, made_from: Sequence[str], records: Reco
                 settings=recorded,
                 versions=run.config["versions"],
                 records=records,
+                heatmaps=heatmaps,
                 seed=config.seed,
             )
     return storage.read_json(run.folder / "report" / "metrics.json")

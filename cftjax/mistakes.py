@@ -12,17 +12,21 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 
 from cftjax.data.images import ImageError
+from cftjax.data.preprocessing import Box
 from cftjax.types import Records
 
 Picture = UInt8[np.ndarray, "h w 3"]
-# (images, category) -> a heat in [0, 1] for every image, [k h w] of any size: where the evidence for the category lies.
-Heatmaps = Callable[[Sequence[Picture], int], Float[np.ndarray, "k h w"]]
+# (images, category) -> for every image the category's logit by place [y x], and the box of the image, in its pixels,
+# that the places cover.
+Heatmaps = Callable[[Sequence[Picture], int], Sequence[tuple[Float[np.ndarray, "y x"], Box]]]
 
 MOST_CATEGORIES = 40
 MOST_PER_KIND = 4
 MOST_THUMBNAILS = 160
 THUMBNAIL_SIDE = 128
 JPEG_QUALITY = 82
+# Of a heatmap: for the category, and against it.
+RED, BLUE = (178, 24, 43), (33, 102, 172)
 # Images that are tried for each thumbnail before fewer are shown.
 TRIES = 3
 
@@ -36,7 +40,7 @@ class Mistake:
         logit: of the category's head.
         rank: its place among the category's known images, the highest logit first, counted from 1.
         jpeg: its thumbnail.
-        heat: the thumbnail under a map of where the head sees the category; None without one.
+        heat: the thumbnail in grey under the category's heatmap; None without one.
     """
 
     name: str
@@ -114,23 +118,22 @@ def find(
     for i, category in enumerate(categories):
         kinds = ranked(logits[:, i], labels[:, i], known[:, i])
         scores = logits[known[:, i], i]
-        shown = []
-        for rows in kinds:
-            opened = _opened(records, rows, per_kind)
-            images = list(opened.values())
-            heats = heatmaps(images, category) if heatmaps is not None and images else [None] * len(images)
-            shown.append(
-                [
-                    Mistake(
-                        str(records.names[row]),
-                        float(logits[row, i]),
-                        int((scores > logits[row, i]).sum()) + 1,
-                        thumbnail(image),
-                        None if heat is None else thumbnail(image, heat),
-                    )
-                    for (row, image), heat in zip(opened.items(), heats, strict=True)
-                ]
-            )
+        opened = [_opened(records, rows, per_kind) for rows in kinds]
+        images = [image for one in opened for image in one.values()]
+        heats = iter(heatmaps(images, category) if heatmaps is not None and images else [None] * len(images))
+        shown = [
+            [
+                Mistake(
+                    str(records.names[row]),
+                    float(logits[row, i]),
+                    int((scores > logits[row, i]).sum()) + 1,
+                    thumbnail(image),
+                    None if (heat := next(heats)) is None else thumbnail(image, *heat),
+                )
+                for row, image in one.items()
+            ]
+            for one in opened
+        ]
         if any(shown):
             found.append(Mistakes(category, len(scores), *shown))
     return found
@@ -149,22 +152,27 @@ def _opened(records: Records, rows: Sequence[int], most: int) -> dict[int, Pictu
     return images
 
 
-def thumbnail(image: Picture, heat: Float[np.ndarray, "h w"] | None = None) -> bytes:
-    """A JPEG of at most 128 pixels a side; under a heat, what is cold turns dark and what is hot turns warm.
+def thumbnail(image: Picture, heat: Float[np.ndarray, "y x"] | None = None, box: Box | None = None) -> bytes:
+    """A JPEG of at most 128 pixels a side; under a heat it is grey, red where the heat is above 0, blue below.
 
     Args:
         image: of any size; a small one stays as it is.
-        heat: in [0, 1], of any size, stretched over the image.
+        heat: logits by place; the largest, of either sign, has the full colour.
+        box: (left, top, right, bottom) of the image that the places cover, in its pixels; None for all of it.
     """
     picture = Image.fromarray(image)
     picture.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
     if heat is not None:
-        stretched = Image.fromarray(np.asarray(heat, np.float32)).resize(picture.size, Image.Resampling.BILINEAR)
-        share = np.clip(np.asarray(stretched), 0, 1)[:, :, None]
-        grey = np.asarray(picture.convert("L"), np.float32)[:, :, None] / 255
-        warm = np.concatenate([share, 0.75 * share**2, 0.25 * (1 - share)], axis=2)
-        mixed = 0.55 * grey + 0.45 * warm
-        picture = Image.fromarray((255 * np.clip(mixed, 0, 1)).astype(np.uint8))
+        left, top, right, bottom = (picture.width / image.shape[1] * x for x in box or (0, 0, *image.shape[1::-1]))
+        size = max(round(right - left), 1), max(round(bottom - top), 1)
+        stretched = Image.fromarray(np.asarray(heat, np.float32)).resize(size, Image.Resampling.BILINEAR)
+        placed = Image.new("F", picture.size)
+        placed.paste(stretched, (round(left), round(top)))
+        share = np.asarray(placed)[:, :, None] / (float(np.abs(heat).max()) or 1.0)
+        colour = np.where(share > 0, np.array(RED), np.array(BLUE))
+        alpha = 0.6 * np.sqrt(np.abs(share).clip(0, 1))
+        grey = np.asarray(picture.convert("L"), np.float32)[:, :, None]
+        picture = Image.fromarray((alpha * colour + (1 - alpha) * grey).astype(np.uint8))
     buffer = io.BytesIO()
     picture.convert("RGB").save(buffer, "JPEG", quality=JPEG_QUALITY)
     return buffer.getvalue()

@@ -32,7 +32,10 @@ def section(metrics: dict[str, Any], mistakes: Sequence[Mistakes] | None) -> str
     if len(mistakes) < scored:
         words += f" Shown: the {len(mistakes)} of {scored:,} categories with the lowest AP."
     if any(one.heat for of in mistakes for one in (*of.false_positives, *of.false_negatives)):
-        words += " Beside each image, what its head looks at is warm."
+        words += (
+            " Beside each image, its head's logit by place: red speaks for the category, blue against it, each picture "
+            "on a scale of its own."
+        )
     sections = "".join(_category(metrics, one, opened=i < OPEN_AT_FIRST) for i, one in enumerate(mistakes))
     return f'<p class="soft small">{escape(words)}</p>{sections}'
 
