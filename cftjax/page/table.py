@@ -37,7 +37,8 @@ def column_heads(metrics: dict[str, Any]) -> Iterator[str]:
     for word, kind in heads:
         left = ' class="t"' if kind == "text" else ""
         hint = f' title="{metric} before and after, sorted by the change"' if word == "0 to 100 %" else ""
-        yield f'<th scope="col" data-kind="{kind}"{left}><button type="button"{hint}>{escape(word)}</button></th>'
+        label = escape(word).replace(f"{other} ", f"{other} <br>")  # too wide for one line
+        yield f'<th scope="col" data-kind="{kind}"{left}><button type="button"{hint}>{label}</button></th>'
 
 
 def rows(metrics: dict[str, Any]) -> Iterator[str]:
