@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import tyro
 
-from cftjax import cli, decisions, devices, embedding, metrics, page, report, runs, storage
+from cftjax import cli, decisions, devices, embedding, metrics, page, report, runs, storage, tensorboard
 from cftjax.cft import tuning
 from cftjax.cft.search import Found
 from cftjax.config import ORDERS, TuningConfig, with_recipe
@@ -131,6 +131,8 @@ def tune(
         with run.stage(f"heads/{name}", settings, [*made_from, key]) as stage:
             if not stage.complete:
                 _tune_stage(name, stage.folder, parts, current, config, backbone)
+        if config.tensorboard and not (stage.folder / tensorboard.FOLDER).is_dir():
+            _log(name, stage.folder, run.categories, config)
         key = stage.key
         made = [storage.read_arrays(file) for file in _part_files(stage.folder, len(parts))]
         current = [Heads(arrays["kernel"], arrays["bias"]) for arrays in made]
@@ -219,6 +221,15 @@ def _say_cross_validated(run: Run, config: TuningConfig) -> None:
         print(f"Left as before: {category} ({reason}).")
 
 
+def _log(name: str, folder: Path, categories: Sequence[str], config: TuningConfig) -> None:
+    """The curves of a search or polish that is done, by generation or by pull, for TensorBoard."""
+    if name == "ga":
+        curve, scores = f"search/m{config.ga.metric}", storage.read_arrays(folder / "history.npz")["score"]
+    else:
+        curve, scores = f"polish/m{config.polish.metric}", storage.read_arrays(folder / "kept.npz")["score"]
+    tensorboard.write_curves(folder / tensorboard.FOLDER, curve, categories, scores)
+
+
 def _part_files(folder: Path, num: int) -> list[Path]:
     """Where a stage keeps the heads of each part; a single part's are the stage's own."""
     return [folder / "heads.npz"] if num == 1 else [folder / f"fold_{i}.npz" for i in range(num)]
@@ -255,7 +266,12 @@ def _tune_stage(
     if name == "polish":
         storage.write_arrays(
             folder / "kept.npz",
-            {"pull": np.array([one.pulls for one in found]), "step": np.array([one.steps for one in found])},
+            {
+                "pull": np.array([one.pulls for one in found]),
+                "step": np.array([one.steps for one in found]),
+                "candidate": np.array(found[0].candidates),
+                "score": np.asarray(metrics.mean_defined(np.stack([one.scores for one in found], axis=-1))),
+            },
         )
     else:
         each = np.stack([np.concatenate([one.before[None], one.history]) for one in found], axis=-1)
@@ -273,6 +289,8 @@ def _tune_stage(
 def main() -> None:
     """Read the file, tune its heads, report."""
     config = tyro.cli(Finetuning, default=with_recipe(Finetuning(), cli.recipe_of(sys.argv[1:])))
+    if config.tensorboard:
+        tensorboard.check()
     categories, embeddings, heads = read(config)
     digest = hashlib.sha256(config.file.read_bytes() + config.minus_one.encode()).hexdigest()[:16]
     run = runs.create(config.workdir, config, categories, digest)

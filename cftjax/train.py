@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from cftjax import cli, embedding, finetune, model, runs, storage, training
+from cftjax import cli, embedding, finetune, model, runs, storage, tensorboard, training
 from cftjax.config import Config
 from cftjax.data import cache, splits
 from cftjax.data.preprocessing import Box
@@ -30,6 +30,8 @@ def main() -> None:
         "Train a multi-label classifier from partial labels, then tune each category's head.", get_config
     )
     config = experiment.config
+    if config.tensorboard:
+        tensorboard.check()
     with opened(config.data.load(), config, experiment.workdir) as (run, dataset):
         keys = train_backbone(run, dataset, config)
         finetune.tune(run, config, keys, dataset.splits.get("test"), heatmaps(run))

@@ -1,7 +1,8 @@
 """Training of the backbone, epoch by epoch, so that it can be stopped anywhere and goes on bit for bit.
 
 In its folder, `best/STEP` holds the weights of the best epoch (moving averages, all that inference needs), `state/STEP`
-the last two states (all that going on needs), and `history.json` the loss and validation score of every epoch.
+the last two states (all that going on needs), and `history.json` the loss and validation score of every epoch;
+`tensorboard` is there where it was asked for.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from cftjax import backbones, checkpoints, devices, embedding, interruption, metrics, storage, types
+from cftjax import backbones, checkpoints, devices, embedding, interruption, metrics, storage, tensorboard, types
 from cftjax import train_step as steps
 from cftjax.config import BackboneConfig, Config
 from cftjax.data import pipeline
@@ -95,7 +97,7 @@ def fit(dataset: types.Dataset, config: Config[Any], folder: Path, *, mesh: Mesh
 
     Args:
         dataset: with the split `train`, and `validation` where there is one.
-        config: its labels, input, backbone, training, embed.batch_size and seed are read.
+        config: its labels, input, backbone, training, embed.batch_size, seed and tensorboard are read.
         folder: of checkpoints and history.
         mesh: of the devices; all of them if None.
 
@@ -113,7 +115,11 @@ def fit(dataset: types.Dataset, config: Config[Any], folder: Path, *, mesh: Mesh
         interruption.deferred() as asked,
         Progress("Train", unit="steps") as shown,
         contextlib.closing(training.iterator),
+        contextlib.ExitStack() as stack,
     ):
+        if config.tensorboard and devices.is_primary():
+            log = tensorboard.Log(folder / tensorboard.FOLDER, after=training.history.step)
+            training.log = stack.enter_context(log)
         shown.update(training.history.step, training.spec.num_steps, "compiling")
         while not training.history.finished:
             training.step()
@@ -162,6 +168,8 @@ class Training:
         self.spec = steps.new_spec(graphdef, settings, num_steps, mesh)
         self.advance = steps.compiled(self.spec)
         self.writer = checkpoints.Writer()
+        self.log: tensorboard.Log | None = None
+        self.rates = np.asarray(jax.vmap(steps.schedule(settings, num_steps))(jnp.arange(num_steps)))
         self.waiting: Step | None = None
         self.loss = math.nan
         self.saved_at = time.monotonic()
@@ -198,6 +206,9 @@ class Training:
         if not math.isfinite(self.loss):
             self.fail(last)
         self.history = dataclasses.replace(self.history, epoch_loss=self.history.epoch_loss + self.loss)
+        if self.log is not None:
+            values = {"training/loss": self.loss, "training/learning_rate": float(self.rates[last.number])}
+            self.log.scalars(last.number + 1, values)
 
     def fail(self, last: Step) -> None:
         """Save the state before the step that went wrong, and say what was in it."""
@@ -235,6 +246,9 @@ class Training:
         )
         self.note_unopened()
         history = self.history
+        if self.log is not None:
+            values = {"epoch/training_loss": history.loss[-1], f"epoch/validation_m{settings.metric}": score}
+            self.log.scalars(history.step, values)
         if history.step == self.spec.num_steps:
             self.history = dataclasses.replace(history, finished="all steps are done")
         elif epoch - history.best_epoch >= settings.patience:
@@ -297,6 +311,9 @@ class Training:
         self.note_unopened()
         self.saved_at = time.monotonic()
         self.writer.wait()
+        if self.log is not None:
+            # Before the state: going on from it must not find a gap.
+            self.log.flush()
         if self.history.step in checkpoints.steps(self.folder / "state"):
             return
         metadata = {

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-import numpy as np
+from scipy import special
 
 from cftjax import tables
 from cftjax.mistakes import Mistake, Mistakes
 from cftjax.page import text
-from cftjax.reliability import probabilities
 
 OPEN_AT_FIRST = 10
 
@@ -26,7 +25,7 @@ def section(metrics: dict[str, Any], mistakes: Sequence[Mistakes] | None) -> str
     words = (
         f"Known {split} images on the wrong side of others, by the final heads: absent, yet ranked above an image that "
         "has the category; present, yet ranked below one that has not. No threshold plays a part. Rank 1 is the image "
-        "that the category's head is surest of."
+        "that the category's head is surest of; the percentage is the sigmoid of its logit, before calibration."
     )
     scored = sum(value is not None for value in metrics[split]["final"]["AP"])
     if len(mistakes) < scored:
@@ -61,7 +60,7 @@ def _category(metrics: dict[str, Any], found: Mistakes, opened: bool) -> str:
 
 
 def _thumbnail(one: Mistake, category: str, truth: str, known: int) -> str:
-    probability = float(probabilities(np.float32(one.logit)))
+    probability = float(special.expit(one.logit))
     alt = escape(f"{one.name}: {category} is {truth}")
     pictures = f'<img src="{text.data_url(one.jpeg, "image/jpeg")}" alt="{alt}">'
     if one.heat is not None:
