@@ -85,7 +85,8 @@ class Model:
     """Backbone, final heads and decisions of a run.
 
     Every method takes images as uint8 [n h w 3], or a list of uint8 [h w 3] of any sizes and of paths. They go the way
-    of the run's own validation and test images.
+    of the run's own validation and test images: large JPEGs are decoded at reduced scale where they are given as paths,
+    so that their pixels, read elsewhere, give slightly different numbers.
 
     Attributes:
         backbone: images to embeddings.
