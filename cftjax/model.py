@@ -49,7 +49,10 @@ class Views(nnx.Module):
                 seen.append(wide[:, top : top + size, left : left + size])
         if "mirror" in self.views:
             seen += [view[:, :, ::-1] for view in seen]
-        return sum(self.backbone.embed(view) for view in seen) / len(seen)
+        total = self.backbone.embed(seen[0])
+        for view in seen[1:]:
+            total += self.backbone.embed(view)
+        return total / len(seen)
 
     def features(self, images: Float[jax.Array, "n h w 3"]) -> Float[jax.Array, "n y x k"]:
         """Feature maps of the images as they are."""

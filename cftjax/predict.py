@@ -41,9 +41,9 @@ class Predicting:
     .parquet) with a column `path` of files, relative to the table's folder or absolute.
     """
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run: the --workdir of its training."""
-    paths: Annotated[tuple[str, ...], tyro.conf.Positional]
+    paths: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PATH…")]
     """Images, folders, patterns, tables; an image named twice has one row."""
     output: Annotated[Path, tyro.conf.arg(aliases=("-o",))]
     """The table to write: .csv, .jsonl or .parquet, with the columns path, NAME (probability), NAME decision (1 or 0),
@@ -71,6 +71,8 @@ def check(options: Predicting) -> None:
     Raises:
         ValueError: with the mend.
     """
+    if not options.paths:
+        raise ValueError("nothing to predict: name images, folders, patterns or tables after the run")
     predictions.check_output(options.output, options.overwrite)
     if options.workers < 0 or options.heatmaps_at_most < 1:
         raise ValueError("--workers must be at least 0, --heatmaps-at-most at least 1")
