@@ -88,7 +88,7 @@ class Decisions:
         probs = special.expit(raw * self.scale[None, :] + self.offset[None, :])
         for c, knots in enumerate(self.knots):
             if knots.size:
-                probs[:, c] = np.interp(raw[:, c], *knots)
+                probs[:, c] = np.interp(raw[:, c], knots[0], knots[1])
         return probs
 
     def decide(self, probs: Num[Array, "n c"]) -> Bool[np.ndarray, "n c"]:
@@ -142,12 +142,12 @@ def fit(
             continue
         if config.calibration == "isotonic":
             knots[j] = isotonic(x, y)
-            probs = np.interp(x, *knots[j])
+            probs = np.interp(x, knots[j][0], knots[j][1])
         else:
             if config.calibration != "none":
                 scale[j], offset[j] = sigmoid_fit(x, y, with_offset=config.calibration == "platt")
             probs = special.expit(scale[j] * x + offset[j])
-        thresholds[j] = threshold(probs, y, config.rule, target)
+        thresholds[j] = threshold(probs, y, config.rule, target or 0.0)
         if thresholds[j] == NEVER:
             notes[category] = f"no threshold reaches precision {target:g} in {split}: never decided positive"
     fitted_on = FittedOn(
@@ -168,9 +168,7 @@ def fit(
     )
 
 
-def threshold(
-    probs: Float[np.ndarray, " n"], labels: Bool[np.ndarray, " n"], rule: str, target: float | None = None
-) -> float:
+def threshold(probs: Float[np.ndarray, " n"], labels: Bool[np.ndarray, " n"], rule: str, target: float = 0.0) -> float:
     """The threshold that a rule picks among all that decide these labels differently; of equals the highest.
 
     It lies half-way between the scores on both sides of it, so that rounding elsewhere does not turn a decision.
@@ -179,7 +177,7 @@ def threshold(
         probs: in [0, 1].
         labels: with a positive and a negative among them.
         rule: see `DecideConfig.rule`.
-        target: of `precision` and `sensitivity`.
+        target: of `precision` and `sensitivity`; other rules do not read it.
 
     Returns:
         The threshold; `NEVER` where none has the precision.
@@ -306,7 +304,7 @@ def read(path: Path) -> Decisions:
         def column(name: str) -> np.ndarray:
             return np.array([np.nan if one[name] is None else one[name] for one in each], np.float64)
 
-        counts = (column(name).astype(np.int64) for name in ("known_positive", "known_negative"))
+        positive, negative = (column(name).astype(np.int64) for name in ("known_positive", "known_negative"))
         return Decisions(
             tuple(one["category"] for one in each),
             column("threshold"),
@@ -316,7 +314,7 @@ def read(path: Path) -> Decisions:
             column("scale"),
             column("offset"),
             tuple(np.array(one["knots"], np.float64).reshape(2, -1) for one in each if "knots" in one),
-            FittedOn(stored["fitted_on"]["split"], *counts, stored["fitted_on"]["note"]),
+            FittedOn(stored["fitted_on"]["split"], positive, negative, stored["fitted_on"]["note"]),
             {one["category"]: one["note"] for one in each if one["note"]},
         )
     except (KeyError, TypeError) as error:

@@ -41,9 +41,9 @@ class Predicting:
     .parquet) with a column `path` of files, relative to the table's folder or absolute.
     """
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run: the --workdir of its training."""
-    paths: Annotated[tuple[str, ...], tyro.conf.Positional]
+    paths: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PATH…")]
     """Images, folders, patterns, tables; an image named twice has one row."""
     output: Annotated[Path, tyro.conf.arg(aliases=("-o",))]
     """The table to write: .csv, .jsonl or .parquet, with the columns path, NAME (probability), NAME decision (1 or 0),
@@ -64,14 +64,24 @@ class Predicting:
     heatmaps_of: tuple[str, ...] = ()
     """Draw these categories over every image, whatever is decided."""
 
-    def __post_init__(self) -> None:
-        """Refuse settings out of range."""
-        if self.workers < 0 or self.heatmaps_at_most < 1:
-            raise ValueError("--workers must be at least 0, --heatmaps-at-most at least 1")
-        if self.heatmaps is None and self.heatmaps_of:
-            raise ValueError("--heatmaps-of needs a folder for the pictures: --heatmaps DIR")
-        if self.heatmaps is not None and self.heatmaps.exists() and not self.heatmaps.is_dir():
-            raise ValueError(f"--heatmaps {self.heatmaps} is a file; give a folder")
+
+def check(options: Predicting) -> None:
+    """Refuse options that cannot be followed, before anything is opened.
+
+    Raises:
+        ValueError: with the mend.
+    """
+    if not options.paths:
+        raise ValueError("nothing to predict: name images, folders, patterns or tables after the run")
+    predictions.check_output(options.output, options.overwrite)
+    if options.workers < 0 or options.heatmaps_at_most < 1:
+        raise ValueError("--workers must be at least 0, --heatmaps-at-most at least 1")
+    if options.heatmaps is None and options.heatmaps_of:
+        raise ValueError("--heatmaps-of needs a folder for the pictures: --heatmaps DIR")
+    if options.heatmaps is not None and options.heatmaps.exists() and not options.heatmaps.is_dir():
+        raise ValueError(f"--heatmaps {options.heatmaps} is a file; give a folder")
+    if options.batch_size is not None:
+        devices.check_batch_size("--batch-size", options.batch_size, devices.mesh())
 
 
 class Opening:
@@ -98,7 +108,7 @@ class Opening:
 def main() -> None:
     """Check everything, then predict, write and draw block by block, and name what could not be read."""
     options: Any = tyro.cli(Predicting, prog="python -m cftjax.predict")
-    predictions.check_output(options.output, options.overwrite)
+    check(options)
     names, files = finding.find(options.paths)
     model = models.load(options.run)
     for name in options.heatmaps_of:
@@ -119,13 +129,9 @@ def predict(
         Why rows could not be read; how often each category was decided positive; and the number of pictures drawn.
 
     Raises:
-        ValueError: where no image at all can be read, and settings that do not fit the devices or the run.
+        ValueError: where no image at all can be read, or the run was not trained on a view.
     """
-    size = options.batch_size
-    if size is None:
-        size = models.batch_size(len(files), model.batch_size)
-    else:
-        devices.check_batch_size("--batch-size", size, devices.mesh())
+    size = options.batch_size or models.batch_size(len(files), model.batch_size)
     looking = model.looking(options.tta)
     opening = Opening(files)
     records = models.records_of(opening, names)
@@ -211,7 +217,7 @@ class Pictures:
         """One image."""
         image = images.open_image(file, min_size=DRAWN_SIZE)
         names = [self.model.categories[c] for c in shown]
-        box = self.model.preprocessing.box(*image.shape[:2])
+        box = self.model.box(*image.shape[:2])
         figure = figures.heatmaps(image, names, probs[shown], maps[..., shown], box)
         with storage.replacing(folder / self.name(file)) as part:
             figure.savefig(part, format="png", dpi=110)

@@ -6,6 +6,7 @@ import pytest
 
 import cftjax
 from cftjax import cli, finetune, train
+from cftjax.data.digits import DigitsData
 
 OPTIONS = {
     "--data.num-train": "192",
@@ -112,6 +113,19 @@ def test_a_run_opens_in_a_notebook_and_another_one_is_made_from_its_embeddings(r
     with np.load(tmp_path / "run" / "heads.npz", allow_pickle=False) as heads:
         assert heads["kernel"].shape == (10, splits["test"].z.shape[1])
         assert heads["bias"].shape == (10,)
+
+
+def test_a_run_is_a_model_that_sees_images_as_its_embeddings_were_made(run):
+    opened, model = cftjax.open_run(run), cftjax.load(run)
+    images = DigitsData(num_train=192, num_validation=96, num_test=96).load().splits["test"].image
+    logits = np.asarray(opened.heads("final")(opened.embeddings("test").z))
+    seen = model(np.stack([images(row) for row in range(96)]))
+    np.testing.assert_allclose(seen, opened.decisions().probabilities(logits), atol=1e-6)
+    fitted_on = opened.decisions().fitted_on
+    known = opened.embeddings("validation").known
+    np.testing.assert_array_equal(fitted_on.positive + fitted_on.negative, known.sum(0))
+    with pytest.raises(ValueError, match="trained without mirror images"):
+        model.looking(["mirror"])
 
 
 def test_without_a_validation_split_the_last_layer_is_cross_validated(run, tmp_path, monkeypatch, capsys):

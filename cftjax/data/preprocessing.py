@@ -86,7 +86,7 @@ class Preprocessing:
         """What of an image of this size the square shows, in its pixels; beyond the image where there are borders."""
         size = self.image_size
         if self.resize == "squash" or height == width:
-            return 0, 0, width, height
+            return 0.0, 0.0, float(width), float(height)
         if self.resize == "center_crop":
             side = min(height, width)
             left, top = (width - side) / 2, (height - side) / 2
