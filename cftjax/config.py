@@ -145,7 +145,7 @@ class GAConfig:
     DifferentialEvolution)."""
     population_size: int = 50
     """Candidates per category."""
-    num_generations: int = 300
+    num_generations: int = 400
     """Generations at most, over all starts."""
     patience: int = 15
     """Generations without a strictly better validation score after which a category begins anew, or stops."""
@@ -169,7 +169,7 @@ class GAConfig:
     seeds: tuple[Literal["shrunken", "gradient"], ...] = ()
     """What joins copies of the head in the first population: the head halved and left out (with `dimensions` in those
     directions alone), and one step of gradient descent on the known labels."""
-    restarts: int = 20
+    restarts: int = 30
     """How often a category that has run out of patience begins anew, with copies of the head that it began with."""
     embeddings_dtype: Literal["float32", "bfloat16"] = "float32"
     """What the packed embeddings are kept and multiplied in; bfloat16 takes half the memory and less time, and ranks
