@@ -199,6 +199,7 @@ def rows(file: Path, results: Path, seeds: int, only: str) -> Iterator[dict[str,
     for seed, (hide, known) in itertools.product(range(seeds), HIDING):
         problem = partial_problems.make(file, hide, known, seed)
         before, bench = ap(problem.heads, problem.test), Bench(problem, seed)
+        jax.clear_caches()  # so many programs at once exhaust what a process may map of memory
         for table, variants in TABLES.items():
             for name, variant in variants.items():
                 key = (f"{table}: {name}", problem.name, seed)
