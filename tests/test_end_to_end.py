@@ -6,6 +6,7 @@ import pytest
 
 import cftjax
 from cftjax import cli, finetune, train
+from cftjax.data.digits import DigitsData
 
 OPTIONS = {
     "--data.num-train": "192",
@@ -54,6 +55,7 @@ def test_a_run_interrupted_in_every_stage_ends_with_the_same_scores(run, tmp_pat
         (finetune.tuning, "polish"),
         (finetune.tuning, "search"),
         (finetune.tuning, "choose"),
+        (finetune.decisions, "fit"),
         (finetune.report, "write"),
     ):
         with monkeypatch.context() as patch:
@@ -113,6 +115,19 @@ def test_a_run_opens_in_a_notebook_and_another_one_is_made_from_its_embeddings(r
         assert heads["bias"].shape == (10,)
 
 
+def test_a_run_is_a_model_that_sees_images_as_its_embeddings_were_made(run):
+    opened, model = cftjax.open_run(run), cftjax.load(run)
+    images = DigitsData(num_train=192, num_validation=96, num_test=96).load().splits["test"].image
+    logits = np.asarray(opened.heads("final")(opened.embeddings("test").z))
+    seen = model(np.stack([images(row) for row in range(96)]))
+    np.testing.assert_allclose(seen, opened.decisions().probabilities(logits), atol=1e-6)
+    fitted_on = opened.decisions().fitted_on
+    known = opened.embeddings("validation").known
+    np.testing.assert_array_equal(fitted_on.positive + fitted_on.negative, known.sum(0))
+    with pytest.raises(ValueError, match="trained without mirror images"):
+        model.looking(["mirror"])
+
+
 def test_without_a_validation_split_the_last_layer_is_cross_validated(run, tmp_path, monkeypatch, capsys):
     opened = cftjax.open_run(run)
     arrays = dict(opened.heads("backbone").__dict__)
@@ -130,7 +145,10 @@ def test_without_a_validation_split_the_last_layer_is_cross_validated(run, tmp_p
     np.savez(tmp_path / "alone.npz", **{name: x for name, x in arrays.items() if not name.startswith("test")})
     capsys.readouterr()
     call(monkeypatch, finetune.main, tmp_path / "alone.npz", "--workdir", tmp_path / "alone", *tuning)
-    assert "Cross-validated mAP on the known training labels: polish" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "Cross-validated mAP on the known training labels: polish" in said
+    assert "no validation split; the model has seen these training labels" in said
+    assert cftjax.open_run(tmp_path / "alone").decisions().fitted_on.split == "train"
     assert not (tmp_path / "alone" / "report").exists()
     with np.load(tmp_path / "alone" / "heads.npz") as a, np.load(tmp_path / "tested" / "heads.npz") as b:
         np.testing.assert_array_equal(a["kernel"], b["kernel"])

@@ -1,8 +1,16 @@
-"""Embeddings small enough to search in a second, with something to find."""
+"""Embeddings small enough to search in a second, with something to find; and a run with images to predict."""
 
+import dataclasses
+
+import jax.numpy as jnp
 import numpy as np
+from flax import nnx
+from PIL import Image
 
-from cftjax.types import Embeddings, Heads
+from cftjax import checkpoints, decisions, embedding, runs, storage, train_step, training
+from cftjax.config import BackboneConfig, Config, EmbedConfig, InputConfig
+from cftjax.data import files
+from cftjax.types import Embeddings, Heads, Labels, Records
 
 CATEGORIES, DIM = 3, 5
 
@@ -25,3 +33,64 @@ def heads(seed=7, noise=1.5):
 def permuted(split, order):
     z = split.z[:, order] if split.z.ndim == 3 else split.z
     return Embeddings(z, split.labels[:, order], split.known[:, order])
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """In the place of a data configuration."""
+
+    scene_size: int = 16
+
+
+# Name -> whether maxima follow the means in its embeddings.
+BACKBONES = {"tiny_mean": False, "tiny_mean_max": True}
+
+
+def image_run(folder, backbone, images, **settings):
+    """A finished run with an untrained tiny backbone, whose test split is the files of `images`."""
+    names = sorted(path.name for path in images.iterdir())
+    config = Config(
+        data=Data(),
+        input=InputConfig(**{"augment": "shift", "flip": True} | settings),
+        backbone=BackboneConfig(backbone),
+        embed=EmbedConfig(batch_size=8),
+    )
+    run = runs.create(folder, config, ("cat", "dog", "cow"), "fingerprint", training.preprocessing(config))
+    model = train_step.new_classifier(config.backbone, CATEGORIES, jnp.float32, seed=0)
+    _, params, stats, _ = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
+    writer = checkpoints.Writer()
+    metadata = {
+        "backbone": dataclasses.asdict(config.backbone),
+        "num_categories": CATEGORIES,
+        "compute_dtype": "float32",
+    }
+    tree = {"params": nnx.as_pure(params), "stats": nnx.as_pure(stats)}
+    writer.save(run.folder / "backbone" / "best", 1, tree, metadata)
+    writer.wait()
+    rng = np.random.default_rng(1)
+    labels = rng.random((len(names), CATEGORIES)) < 0.5
+    labels[:2] = [[True], [False]]
+    known = np.ones_like(labels)
+    records = Records(files.ImageFiles(images, names), Labels(labels, known, ~known), names)
+    loaded, old = training.load(run.folder / "backbone")
+    embedding.embed(
+        loaded, records, training.preprocessing(config), config.input, 8, run.folder / "embeddings" / "test"
+    )
+    new = Heads(np.asarray(old.kernel) + 1, rng.normal(size=CATEGORIES).astype(np.float32))
+    storage.write_heads(run.folder / "heads" / "final" / "heads.npz", new)
+    logits = np.asarray(new(run.embeddings("test").z))
+    fitted = decisions.fit(logits, labels, known, config.decide, categories=run.categories, split="validation")
+    decisions.write(run.folder / "decisions" / "decisions.json", fitted)
+    return run
+
+
+def write_images(folder, n=11):
+    """Noise with a bright spot, of many sizes and some kinds of file."""
+    rng = np.random.default_rng(2)
+    folder.mkdir(parents=True)
+    for i in range(n):
+        height, width = rng.integers(12, 60, 2)
+        pixels = rng.integers(0, 200, (height, width, 3), np.uint8)
+        pixels[: height // 2, : width // 2] = 255
+        Image.fromarray(pixels).save(folder / f"{i:02d}.{('png', 'jpg')[i % 2]}")
+    return folder
