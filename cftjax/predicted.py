@@ -24,8 +24,8 @@ BLOCK_CELLS = 2**22
 
 
 @dataclasses.dataclass(frozen=True)
-class Predictions:
-    """What is said of some images.
+class Rows:
+    """What is said of consecutive images.
 
     Attributes:
         paths: m, as they were named.
@@ -72,7 +72,7 @@ def columns(categories: Sequence[str]) -> tuple[str, list[str], list[str], str]:
 
 
 @contextlib.contextmanager
-def writing(path: Path, categories: Sequence[str]) -> Iterator[Callable[[Predictions], None]]:
+def writing(path: Path, categories: Sequence[str]) -> Iterator[Callable[[Rows], None]]:
     """Write predictions in any number of parts; the file takes its name when the block ends without an error.
 
     Columns are `path`, one per category with its probability, one per category `NAME decision` with 1 or 0, and
@@ -89,14 +89,14 @@ def writing(path: Path, categories: Sequence[str]) -> Iterator[Callable[[Predict
         + [(name, pa.int8()) for name in decisions]
         + [(error, pa.string())]
     )
-    held: list[Predictions] = []
+    held: list[Rows] = []
 
     def flush() -> None:
         if held:
             write(_table(held, schema))
             held.clear()
 
-    def add(part: Predictions) -> None:
+    def add(part: Rows) -> None:
         held.append(part)
         if sum(one.probs.size + len(one.paths) for one in held) >= BLOCK_CELLS:
             flush()
@@ -106,7 +106,7 @@ def writing(path: Path, categories: Sequence[str]) -> Iterator[Callable[[Predict
         flush()
 
 
-def _table(parts: Sequence[Predictions], schema: pa.Schema) -> pa.Table:
+def _table(parts: Sequence[Rows], schema: pa.Schema) -> pa.Table:
     errors = [error for part in parts for error in part.errors]
     wrong = np.array([bool(error) for error in errors])
     probs, decisions = (np.concatenate([getattr(part, name) for part in parts]) for name in ("probs", "decisions"))
