@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Num, UInt8
 from cftjax import embedding, heatmaps, training, types
 from cftjax.config import InputConfig
 from cftjax.data import augment, images
-from cftjax.data.preprocessing import Preprocessing
+from cftjax.data.preprocessing import Box, Preprocessing
 from cftjax.data.problems import closest
 from cftjax.decisions import Decisions
 from cftjax.runs import Run
@@ -53,10 +53,6 @@ class Views(nnx.Module):
         for view in seen[1:]:
             total += self.backbone.embed(view)
         return total / len(seen)
-
-    def features(self, images: Float[jax.Array, "n h w 3"]) -> Float[jax.Array, "n y x k"]:
-        """Feature maps of the images as they are."""
-        return self.backbone.features(images)
 
 
 class Features(nnx.Module):
@@ -136,7 +132,7 @@ class Model:
     def heatmaps(self, images: Images, categories: Sequence[str] | None = None) -> Float[np.ndarray, "n y x c"]:
         """Where categories are seen: logits by place; their mean over all places is the logit.
 
-        The y by x places cover the square that `preprocessing` makes of an image; see `Preprocessing.box`.
+        `box` says where the y by x places lie in an image.
 
         Args:
             images: as everywhere.
@@ -151,10 +147,28 @@ class Model:
         heads = Heads(np.asarray(self.heads.kernel)[some], np.asarray(self.heads.bias)[some])
         size = self.preprocessing.image_size
         image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-        _, *shape = jax.eval_shape(self.backbone.features, image).shape
-        blocks = self._rows(Features(self.backbone), images, min(self.batch_size, MAPPED_AT_ONCE))
+        _, *shape = jax.eval_shape(self._plain.features, image).shape
+        blocks = self._rows(Features(self._plain), images, min(self.batch_size, MAPPED_AT_ONCE))
         found = [heatmaps.maps(block.reshape(-1, *shape), heads) for block in blocks]
         return np.concatenate([np.empty((0, *shape[:2], len(some)), np.float32), *found])
+
+    def box(self, height: int, width: int) -> Box:
+        """What of an image of this size a heatmap covers, in its pixels; it may end before the image or beyond it."""
+        size = self.preprocessing.image_size
+        low, high = 0.0, float(size)
+        if hasattr(self._plain, "grid"):
+            between, first = self._plain.grid(size)
+            places = -(-size // between)
+            low = first + 0.5 - between / 2
+            high = low + places * between
+        left, top, right, bottom = self.preprocessing.box(height, width)
+        x, y = (right - left) / size, (bottom - top) / size  # pixels of the image per pixel of the square
+        return left + low * x, top + low * y, left + high * x, top + high * y
+
+    @property
+    def _plain(self) -> Any:
+        """The backbone that looks once."""
+        return self.backbone.backbone if isinstance(self.backbone, Views) else self.backbone
 
     def looking(self, views: Sequence[View]) -> Model:
         """The same model that takes the mean of the logits of several views of an image.

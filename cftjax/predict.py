@@ -217,7 +217,7 @@ class Pictures:
         """One image."""
         image = images.open_image(file, min_size=DRAWN_SIZE)
         names = [self.model.categories[c] for c in shown]
-        box = self.model.preprocessing.box(*image.shape[:2])
+        box = self.model.box(*image.shape[:2])
         figure = figures.heatmaps(image, names, probs[shown], maps[..., shown], box)
         with storage.replacing(folder / self.name(file)) as part:
             figure.savefig(part, format="png", dpi=110)

@@ -2,12 +2,16 @@ import dataclasses
 import json
 import shutil
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy
+from flax import nnx
 
 import cftjax
 from cftjax import heatmaps, model
+from cftjax.backbones import efficientnet_lite, resnet
 from cftjax.data import images
 from cftjax.data.preprocessing import Preprocessing
 from cftjax.types import Heads
@@ -133,6 +137,45 @@ def test_runs_that_cannot_be_used_say_why(image_runs, tmp_path):
 
 def test_batches_are_few_doublings_that_divide_over_the_devices():
     assert [model.batch_size(n, 100) for n in (1, 8, 9, 60, 1000)] == [8, 8, 16, 64, 104]
+
+
+SMALL_LITE = efficientnet_lite.EfficientNetLiteConfig(
+    stages=(efficientnet_lite.Stage(1, 3, 1, 1, 4), efficientnet_lite.Stage(1, 5, 2, 2, 4)), stem=4, head=4
+)
+
+
+@pytest.mark.parametrize(
+    ("build", "shape", "size"),
+    [
+        (resnet.ResNet, resnet.ResNetConfig(widths=(4, 6), depths=(1, 1), small_stem=True), 64),
+        (resnet.ResNet, resnet.ResNetConfig(widths=(4, 6), depths=(1, 1)), 80),
+        (efficientnet_lite.EfficientNetLite, SMALL_LITE, 34),  # then 17, for TensorFlow pads even and odd sizes apart
+        (efficientnet_lite.EfficientNetLite, SMALL_LITE.as_timm(), 32),
+    ],
+)
+def test_the_receptive_field_of_a_place_has_its_middle_where_the_grid_says(build, shape, size):
+    rng = np.random.default_rng(0)
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: build(shape, rngs=nnx.Rngs(0))), nnx.Not(nnx.RngState), ...)[:2]
+    # All positive, so that no ReLU hides a part of the field.
+    filled = jax.tree.map(lambda x: jnp.asarray(np.abs(rng.normal(0, 0.2, x.shape)), x.dtype), nnx.as_pure(state))
+    network = nnx.merge(graphdef, filled, {})
+    network.eval()
+    between, first = network.grid(size)
+    places = jax.eval_shape(network.features, jnp.zeros((1, size, size, 3))).shape[1]
+    assert places == -(-size // between)
+    place = places // 2
+    pixels = jnp.asarray(rng.random((1, size, size, 3)), jnp.float32)
+    seen = jax.jit(jax.grad(lambda x: network.features(x)[:, place, place].sum()))(pixels)
+    rows = np.flatnonzero(np.abs(np.asarray(seen)).sum((0, 2, 3)))
+    assert rows[0] > 0
+    assert rows[-1] < size - 1
+    assert (rows[0] + rows[-1]) / 2 == first + place * between
+
+
+def test_a_heatmap_covers_of_the_image_what_its_places_see(models):
+    found = models["tiny_mean_max"]  # a place every 4 pixels of 16, the first at the first pixel
+    assert found.box(16, 16) == (-1.5, -1.5, 14.5, 14.5)
+    assert found.box(32, 64) == (-6.0, -3.0, 58.0, 29.0)
 
 
 @pytest.mark.parametrize("resize", ["squash", "letterbox", "center_crop"])

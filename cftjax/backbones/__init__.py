@@ -2,7 +2,8 @@
 
 Every backbone is a flax.nnx module with `features(images [n h w 3]) -> [n y x d]`, `embed(images) -> z [n d]` in
 float32, which is the mean of the features over height and width (followed, in `small_resnet`, by their maxima), and
-`dim`, the number d. `train()` and `eval()` switch it.
+`dim`, the number d. `train()` and `eval()` switch it. `grid(image_size)` says where the places of the features lie in
+the image; without it they are the cells of an even division.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterable
 from typing import Literal
 
 import jax
@@ -40,6 +41,26 @@ def pad_amounts(size: int, kernel: int, stride: int, padding: Padding) -> tuple[
         return kernel // 2, kernel // 2
     total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
     return total // 2, total - total // 2
+
+
+def grid(size: int, layers: Iterable[tuple[int, int]], padding: Padding) -> tuple[int, float]:
+    """Where the outputs of several convolutions lie in the image: strides shift them to one side.
+
+    Args:
+        size: pixels along the axis.
+        layers: kernel and stride of each.
+        padding: of all.
+
+    Returns:
+        Pixels between two outputs, and the pixel, from 0, that the first one's receptive field has its middle at.
+    """
+    between, first = 1, 0.0
+    for kernel, stride in layers:
+        before, after = pad_amounts(size, kernel, stride, padding)
+        first += between * ((kernel - 1) / 2 - before)
+        between *= stride
+        size = (size + before + after - kernel) // stride + 1
+    return between, first
 
 
 def depthwise_conv(

@@ -218,6 +218,12 @@ class EfficientNetLite(nnx.Module):
         self.blocks = nnx.List([Block(shape, build) for shape in shapes])
         self.head = Pointwise(shapes[-1].outputs, config.head, build)
         self.dim, self.remat = config.head, remat
+        self.padding: convolutions.Padding = config.padding
+        self.layers = ((3, 2), *((shape.kernel, shape.stride) for shape in shapes))
+
+    def grid(self, image_size: int) -> tuple[int, float]:
+        """Pixels between two places of the features, and the pixel at the middle of the first."""
+        return convolutions.grid(image_size, self.layers, self.padding)
 
     def features(self, images: Float[jax.Array, "n h w 3"]) -> Float[jax.Array, "n y x d"]:
         """Feature maps, whose mean over height and width is the embedding."""

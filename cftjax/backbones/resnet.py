@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Float
 
-from cftjax.backbones import pretrained
+from cftjax.backbones import convolutions, pretrained
 from cftjax.data.preprocessing import Preprocessing
 
 
@@ -169,6 +169,12 @@ class ResNet(nnx.Module):
                 inputs = width * config.expansion
         self.blocks = nnx.List(blocks)
         self.dim = 2 * inputs if config.small_stem else inputs
+        self.strided = ((3, 2),) if config.small_stem else ((7, 2), (3, 2))
+        self.strided += ((3, 2),) * (len(config.widths) - 1)
+
+    def grid(self, image_size: int) -> tuple[int, float]:
+        """Pixels between two places of the features, and the pixel at the middle of the first."""
+        return convolutions.grid(image_size, self.strided, "symmetric")
 
     def features(self, images: Float[jax.Array, "n h w 3"]) -> Float[jax.Array, "n y x d"]:
         """Feature maps, which `embed` pools over height and width."""

@@ -46,23 +46,26 @@ def heatmaps(
     for ax in grid.flat:
         ax.set_axis_off()
     _show(grid.flat[0], image, "image")
+    # Continued by a place on every side, for the outer places may see less than the ends of the image.
+    left, top, right, bottom = box
+    y, x, _ = maps.shape
+    down, across = (bottom - top) / y, (right - left) / x
+    extent = (left - across - 0.5, right + across - 0.5, bottom + down - 0.5, top - down - 0.5)
+    wide = np.pad(maps, ((1, 1), (1, 1), (0, 0)), mode="edge")
     for c, category in enumerate(categories):
         ax = grid.flat[c + 1]
         _show(ax, image, f"{short(category, 18)}  {100 * probs[c]:.0f} %")
         most = float(np.abs(maps[..., c]).max()) or 1.0
-        left, top, right, bottom = box
-        strength = np.abs(maps[..., c]) / most
         ax.imshow(
-            maps[..., c],
+            wide[..., c],
             cmap="RdBu_r",
             vmin=-most,
             vmax=most,
-            alpha=0.6 * np.sqrt(strength),
-            extent=(left - 0.5, right - 0.5, bottom - 0.5, top - 0.5),
+            alpha=0.6 * np.sqrt(np.abs(wide[..., c]) / most),
+            extent=extent,
             interpolation="bilinear",
         )
-        # Where the places go beyond the image, or do not reach its ends.
-        ax.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
+        ax.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))  # the map goes beyond
     return figure
 
 
