@@ -5,10 +5,20 @@ prints them.
 """
 
 from cftjax.figures.calibration import reliability
+from cftjax.figures.evaluation import precision_recall_and_roc, score_intervals
 from cftjax.figures.images import image_sheet
 from cftjax.figures.labels import label_counts
 from cftjax.figures.scores import before_after
 from cftjax.figures.search import search_history
 from cftjax.figures.sweep import over_proportions
 
-__all__ = ["before_after", "image_sheet", "label_counts", "over_proportions", "reliability", "search_history"]
+__all__ = [
+    "before_after",
+    "image_sheet",
+    "label_counts",
+    "over_proportions",
+    "precision_recall_and_roc",
+    "reliability",
+    "score_intervals",
+    "search_history",
+]

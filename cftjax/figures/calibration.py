@@ -7,15 +7,18 @@ from collections.abc import Mapping
 import numpy as np
 from matplotlib.figure import Figure
 
-from cftjax.figures.style import BLUE, GREY, INK, only_text, quiet
+from cftjax.figures.style import BLUE, GREY, INK, ORANGE, only_text, quiet
 from cftjax.reliability import Bins
+
+# Of the models in their order, the last one excepted.
+OTHERS = ((INK, "s"), (ORANGE, "^"), (GREY, "D"), (ORANGE, "v"), (INK, "P"))
 
 
 def reliability(models: Mapping[str, Bins], *, split: str) -> Figure:
     """Observed against predicted probability over the known labels of all categories, and how many labels say so.
 
     Args:
-        models: name in the legend -> its bins; the first is drawn as what was before, the last as what is.
+        models: name in the legend -> its bins; the last is drawn as what it is all about.
         split: the images scored.
     """
     if not any(bins.count.sum() for bins in models.values()):
@@ -26,7 +29,7 @@ def reliability(models: Mapping[str, Bins], *, split: str) -> Figure:
     edges = np.linspace(0, 100, len(next(iter(models.values())).count) + 1)
     width = edges[1] / (len(models) + 0.5)
     for place, (name, bins) in enumerate(models.items()):
-        colour, marker = (BLUE, "o") if place == len(models) - 1 else (INK, "s")
+        colour, marker = (BLUE, "o") if place == len(models) - 1 else OTHERS[place % len(OTHERS)]
         filled = bins.count > 0
         label = f"{name}: calibration error (ECE) {100 * bins.calibration_error:.1f} %"
         ax.plot(
