@@ -243,6 +243,28 @@ class ChooseConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class DecideConfig:
+    """Probabilities and decisions of the final heads, fitted per category on known validation labels."""
+
+    rule: Literal["f1", "youden", "precision", "sensitivity"] = "f1"
+    """The threshold: highest F1; highest sensitivity + specificity; the lowest with at least `precision`; or the
+    highest with at least `sensitivity`."""
+    precision: float = 0.9
+    """What `--decide.rule precision` asks for: the share of positive decisions that are right."""
+    sensitivity: float = 0.9
+    """What `--decide.rule sensitivity` asks for: the share of positives that are found."""
+    calibration: Literal["none", "platt", "temperature", "isotonic"] = "platt"
+    """Logits to probabilities: the sigmoid; that of a scaled and shifted logit; of a scaled one; or a step function,
+    which needs some hundred known positives."""
+
+    def __post_init__(self) -> None:
+        """Refuse what is no share."""
+        for name in ("precision", "sensitivity"):
+            if not 0 < (share := getattr(self, name)) <= 1:
+                raise ValueError(f"decide.{name} {share} is not a share: use a value in (0, 1]")
+
+
+@dataclasses.dataclass(frozen=True)
 class ReportConfig:
     """Tables and figures."""
 
@@ -259,6 +281,7 @@ class TuningConfig:
     ga: GAConfig = field(default_factory=GAConfig)
     polish: PolishConfig = field(default_factory=PolishConfig)
     choose: ChooseConfig = field(default_factory=ChooseConfig)
+    decide: DecideConfig = field(default_factory=DecideConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
     seed: int = 0
     """Seed of initial weights, order, augmentation and search; the data have their own."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,11 +16,12 @@ import jax
 import numpy as np
 import tyro
 
-from cftjax import cli, devices, embedding, metrics, report, runs, storage
+from cftjax import cli, decisions, devices, embedding, metrics, report, runs, storage
 from cftjax.cft import tuning
 from cftjax.cft.search import Found
 from cftjax.config import ORDERS, TuningConfig, with_recipe
 from cftjax.data import labels as label_values
+from cftjax.data.problems import few
 from cftjax.progress import Progress
 from cftjax.runs import Run
 from cftjax.types import SPLITS, Embeddings, Heads, Records
@@ -98,11 +99,11 @@ def read(source: Finetuning) -> tuple[tuple[str, ...], dict[str, Embeddings], He
 
 
 def tune(run: Run, config: TuningConfig, made_from: Sequence[str], records: Records | None = None) -> dict[str, Any]:
-    """Search, polish, choose and report on the embeddings and backbone heads of a run, keeping what is done already.
+    """Search, polish, choose, decide and report on the embeddings and old heads of a run, keeping what is done already.
 
     Args:
         run: holds `embeddings/` and `heads/backbone/`.
-        config: its ga, polish, choose, report and seed are read.
+        config: its ga, polish, choose, decide, report and seed are read.
         made_from: keys of the stages before.
         records: the images of the test split, for a sheet of them in the report.
 
@@ -143,6 +144,10 @@ def tune(run: Run, config: TuningConfig, made_from: Sequence[str], records: Reco
             storage.write_heads(final.folder / "heads.npz", chosen.heads)
             storage.write_heads(run.folder / "heads.npz", chosen.heads)
 
+    with run.stage("decisions", [config.decide], [final.key]) as decided:
+        if not decided.complete:
+            _decide(run, embeddings, config, decided.folder)
+
     if not any(split in embeddings for split in report.SPLITS):
         _say_cross_validated(run, config)
         return {}
@@ -164,6 +169,28 @@ def tune(run: Run, config: TuningConfig, made_from: Sequence[str], records: Reco
                 seed=config.seed,
             )
     return storage.read_json(run.folder / "report" / "metrics.json")
+
+
+def _decide(run: Run, embeddings: Mapping[str, Embeddings], config: TuningConfig, folder: Path) -> None:
+    """Calibrate the final heads and set their thresholds, and name the categories where that could not be done."""
+    split = "validation" if "validation" in embeddings else "train"
+    seen, final = embeddings[split], {"final": run.heads("final")}
+    parts = []
+    for some in report.category_groups(*seen.labels.shape):
+        logits = report.logits(final, seen, some)["final"]
+        names = run.categories[some]
+        parts.append(
+            decisions.fit(
+                logits, seen.labels[:, some], seen.known[:, some], config.decide, categories=names, split=split
+            )
+        )
+    fitted = decisions.joined(parts)
+    decisions.write(folder / runs.DECISIONS, fitted)
+    if fitted.fitted_on.note:
+        print(f"Thresholds and calibration: {fitted.fitted_on.note}.")
+    for note in dict.fromkeys(fitted.notes.values()):
+        names = [category for category, own in fitted.notes.items() if own == note]
+        print(f"Decisions of {few(names)}: {note}.")
 
 
 def _say_cross_validated(run: Run, config: TuningConfig) -> None:

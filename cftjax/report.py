@@ -65,7 +65,8 @@ def logits(heads: Mapping[str, Heads], embeddings: Embeddings, some: slice) -> d
     return found
 
 
-def _category_groups(n: int, c: int) -> Iterator[slice]:
+def category_groups(n: int, c: int) -> Iterator[slice]:
+    """Categories, so many at a time that the logits of n images and all stages stay in memory."""
     size = max(1, LOGITS_BYTES // (4 * len(STAGES) * max(n, 1)))
     return (slice(start, min(start + size, c)) for start in range(0, c, size))
 
@@ -85,7 +86,7 @@ def measure(embeddings: Embeddings, heads: Mapping[str, Heads], *, resamples: in
     resampled = Resampled(*(np.empty((2, resamples, c), np.float32) for _ in range(2)))
     empty = reliability.bins(*(np.zeros((0, 1), dtype) for dtype in (np.float32, bool, bool)))
     bins: dict[str, Bins] = {stage: empty for stage in pair}
-    for some in _category_groups(n, c):
+    for some in category_groups(n, c):
         labels, known = (np.asarray(x[:, some], bool) for x in (embeddings.labels, embeddings.known))
         found = logits(heads, embeddings, some)
         for stage in STAGES:

@@ -19,10 +19,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from cftjax import embedding, storage
+from cftjax import decisions, embedding, storage
+from cftjax.decisions import Decisions
 from cftjax.types import SPLITS, Embeddings, Heads
 
 FORMAT = 1
+DECISIONS = "decisions.json"
 HEADS = ("backbone", "ga", "polish", "final")
 LIBRARIES = ("cftjax", "jax", "jaxlib", "flax", "optax", "evosax", "grain", "orbax-checkpoint", "numpy")
 
@@ -90,6 +92,20 @@ class Run:
         if stage not in HEADS:
             raise ValueError(f"heads {stage!r} is not one of {', '.join(HEADS)}")
         return storage.read_heads(self.folder / "heads" / stage / "heads.npz")
+
+    def decisions(self) -> Decisions:
+        """Calibration and thresholds of the final heads, and what they were fitted on.
+
+        Raises:
+            FileNotFoundError: where the run has none yet.
+        """
+        path = self.folder / "decisions" / DECISIONS
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{self.folder} has no thresholds and calibration yet: run the command that made it again, with the "
+                "same options; it keeps everything else"
+            )
+        return decisions.read(path)
 
     def embeddings(self, split: str) -> Embeddings:
         """A split's embeddings, as memory maps."""

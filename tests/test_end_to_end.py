@@ -54,6 +54,7 @@ def test_a_run_interrupted_in_every_stage_ends_with_the_same_scores(run, tmp_pat
         (finetune.tuning, "polish"),
         (finetune.tuning, "search"),
         (finetune.tuning, "choose"),
+        (finetune.decisions, "fit"),
         (finetune.report, "write"),
     ):
         with monkeypatch.context() as patch:
@@ -130,7 +131,10 @@ def test_without_a_validation_split_the_last_layer_is_cross_validated(run, tmp_p
     np.savez(tmp_path / "alone.npz", **{name: x for name, x in arrays.items() if not name.startswith("test")})
     capsys.readouterr()
     call(monkeypatch, finetune.main, tmp_path / "alone.npz", "--workdir", tmp_path / "alone", *tuning)
-    assert "Cross-validated mAP on the known training labels: polish" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "Cross-validated mAP on the known training labels: polish" in said
+    assert "no validation split; the model has seen these training labels" in said
+    assert cftjax.open_run(tmp_path / "alone").decisions().fitted_on.split == "train"
     assert not (tmp_path / "alone" / "report").exists()
     with np.load(tmp_path / "alone" / "heads.npz") as a, np.load(tmp_path / "tested" / "heads.npz") as b:
         np.testing.assert_array_equal(a["kernel"], b["kernel"])
