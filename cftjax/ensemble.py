@@ -141,7 +141,7 @@ def greedy(
     given: Bool[np.ndarray, "m g"],
     metric: Metric,
 ) -> Int[np.ndarray, "m g"]:
-    """How often each model is picked: again and again the one that raises the score of the mean most, or lowers it least.
+    """How often each model is picked: again and again the one with which the mean scores best.
 
     Selection with replacement (Caruana et al., "Ensemble selection from libraries of models", ICML 2004); of all
     lengths up to `MOST_PICKS` the first with the best score stays. Equals go to the model that was named first.

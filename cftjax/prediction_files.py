@@ -172,7 +172,8 @@ def read_predictions(file: Path, sheet: Sheet, rows: Rows, truth: Truth, name: s
     if missing:
         many = f"{len(missing):,} of the {len(truth):,} {truth.unit} of {truth.source} are missing"
         hint = ""
-        if of_broken := [row for row in np.flatnonzero(broken).tolist() if keys[row] in set(missing)]:
+        absent = set(missing)
+        if of_broken := [row for row in np.flatnonzero(broken).tolist() if keys[row] in absent]:
             hint = f"; row {sheet.place(of_broken[0])} has the error {shown(errors[of_broken[0]])}"
         elif near := difflib.get_close_matches(missing[0], keys[:10_000], n=1):
             hint = f"; the nearest it has is {near[0]}"
@@ -199,14 +200,16 @@ def of_array(name: str, probs: Float[np.ndarray, "n c"], given: Bool[np.ndarray,
     return Predictions(name, given, block, np.full(len(given), np.nan))
 
 
-def probabilities(sheet: Sheet, column: str, used: Int[np.ndarray, " k"], problems: Problems) -> Float64[np.ndarray, "n"]:
+def probabilities(
+    sheet: Sheet, column: str, used: Int[np.ndarray, " k"], problems: Problems
+) -> Float64[np.ndarray, " n"]:
     """A column as numbers, NaN in rows that are not used; what is no probability in the others is a problem."""
     cells = sheet.columns[column].combine_chunks()
     values = np.full(len(cells), np.nan)
     try:
         picked = cells.take(pa.array(used))
         if pa.types.is_string(picked.type) or pa.types.is_large_string(picked.type):
-            picked = pc.utf8_trim_whitespace(picked)
+            picked = pc.call_function("utf8_trim_whitespace", [picked])
         numbers = pc.fill_null(pc.cast(picked, pa.float64()), np.nan).to_numpy(zero_copy_only=False)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         numbers = np.array([number(cell) for cell in cells.take(pa.array(used)).to_pylist()])
@@ -272,7 +275,8 @@ def read_thresholds(file: Path, categories: Sequence[str]) -> Float64[np.ndarray
             raise ValueError(f"{file}: the threshold of {category} is {shown(value)}; use a number")
     if np.isnan(found).all():
         missed = near_misses(categories, list(pairs))
-        raise ValueError(f"{file}: has a threshold for none of {few(categories, 5)}; it has {few(list(pairs), 5)}{missed}")
+        has = few(list(pairs), 5)
+        raise ValueError(f"{file}: has a threshold for none of {few(categories, 5)}; it has {has}{missed}")
     return found
 
 
@@ -284,8 +288,8 @@ def write_predictions(path: Path, truth: Truth, predictions: Predictions, key: s
     """
     if truth.names is None:
         raise ValueError(
-            f"{path}: the rows of {truth.source} have no names; delete the run's folder embeddings and run the training "
-            "command again to keep them"
+            f"{path}: the rows of {truth.source} have no names; delete the run's folder embeddings and run the "
+            "training command again to keep them"
         )
     chosen = np.flatnonzero(predictions.given).tolist()
     if len(chosen) * len(truth) > MOST_CELLS:

@@ -210,7 +210,7 @@ def truth_of_studies(truth: Truth, names: Sequence[str], index: Int[np.ndarray, 
     notes = truth.notes
     if disagreements:
         notes += (
-            f"Images of one study disagree in {disagreements:,} labels, first in {first}; the study counts as positive.",
+            f"Images of one study disagree in {disagreements:,} labels, first in {first}; it counts as positive.",
         )
     groups = truth.groups
     if groups is not None:

@@ -80,7 +80,7 @@ class Measured:
 
 
 def ratio(part: Num[np.ndarray, "*c"], whole: Num[np.ndarray, "*c"]) -> Float64[np.ndarray, "*c"]:
-    """part / whole; NaN where whole is 0."""
+    """Part / whole; NaN where whole is 0."""
     return np.asarray(part, np.float64) / np.where(whole == 0, np.nan, whole)
 
 
@@ -164,6 +164,15 @@ def curve(scores: Float[np.ndarray, " k"], labels: Bool[np.ndarray, " k"]) -> Cu
     return Curve(ratio(tp, np.full(len(tp), positive)), ratio(tp, tp + fp), ratio(fp, np.full(len(fp), negative)))
 
 
+def known_counts(truth: Truth) -> Int[np.ndarray, "2 c"]:
+    """Known positives and known negatives of every category."""
+    found = np.zeros((2, len(truth.categories)), np.int64)
+    for some in category_groups(len(truth), found.shape[1], 1):
+        labels, known = truth.block(some)
+        found[:, some] = labels.sum(0), (known & ~labels).sum(0)
+    return found
+
+
 def measure(
     truth: Truth,
     models: Sequence[Predictions],
@@ -190,11 +199,10 @@ def measure(
     counts = [Counts(*(np.zeros(c, np.int64) for _ in range(3))) for _ in models]
     bins, curves = [empty] * m, [{} for _ in models]
     positives: list[list[np.ndarray]] = [[] for _ in models]
-    known_counts = np.zeros((2, c), np.int64)
+    positive, negative = known_counts(truth)
     resampled = Resampled(*(np.full((m, resamples, c), np.nan, np.float32) for _ in range(2)))
     for some in groups:
         labels, known = truth.block(some)
-        known_counts[:, some] = labels.sum(0), (known & ~labels).sum(0)
         blocks = [model.block(some) for model in models]
         for i, (model, block) in enumerate(zip(models, blocks, strict=True)):
             for metric in MEAN:
@@ -206,8 +214,8 @@ def measure(
                     own = reliability.bins(block.probs[:, j : j + 1], labels[:, j : j + 1], known[:, j : j + 1])
                     bins[i] += own
                     each[i]["ECE"][some.start + j] = own.calibration_error
-                if some.start + j in drawn:
-                    told = known[:, j]
+                told = known[:, j]
+                if some.start + j in drawn and told.any():
                     curves[i][some.start + j] = curve(block.scores[told, j], labels[told, j])
             decided = count(block.probs, model.thresholds[some], labels, given)
             for total, part in zip(counts[i], decided, strict=True):
@@ -235,7 +243,7 @@ def measure(
             each[i][name] = values
         ordered = {name: overall[name] for name in OVERALL}
         scores.append(Scores(model.name, each[i], ordered, model.thresholds, bins[i], curves[i]))
-    return Measured(scores, known_counts[0], known_counts[1], resampled)
+    return Measured(scores, positive, negative, resampled)
 
 
 def interval_of(measured: Measured, place: int, metric: str, category: int | None = None) -> Interval:

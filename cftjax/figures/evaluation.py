@@ -147,4 +147,3 @@ def curves_drawn(positive: Sequence[int], negative: Sequence[int]) -> list[int]:
     """Places of the categories whose curves are drawn: of too many, those with the most positives, in order."""
     defined = [i for i, (p, n) in enumerate(zip(positive, negative, strict=True)) if min(p, n) > 0]
     return sorted(sorted(defined, key=lambda i: -positive[i])[:MOST_CURVES])
-
