@@ -289,7 +289,9 @@ def _draw(folder: Path, models: Models, measured: Measured, out: Mapping[str, An
     bins = {names[place]: measured.scores[place].bins for place in places if models.each[place].calibrated}
     pictures = {
         "scores": figures.score_intervals(categories, values, means, metric=metric, split=split),
-        "curves": figures.precision_recall_and_roc(curves, split=split, num_categories=len(categories)),
+        "curves": figures.precision_recall_and_roc(
+            curves, [names[place] for place in places], split=split, num_categories=len(categories)
+        ),
         "reliability": figures.reliability(bins, split=split),
     }
     for name, figure in pictures.items():

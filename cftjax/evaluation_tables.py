@@ -246,7 +246,8 @@ def notes(out: Mapping[str, Any], most_rows: int = MOST_ROWS) -> list[str]:
         words = COMBINED[whole["combine"]].format(judged["source"], metric=judged["metric"])
         lines.append(f"The ensemble is {words}.")
         reasons: dict[str, list[str]] = {}
-        for category, reason in (judged.get("unfitted") or {}).items():
+        unfitted: dict[str, str] = judged.get("unfitted") or {}
+        for category, reason in unfitted.items():
             reasons.setdefault(reason, []).append(category)
         lines += [f"Equal weights ({reason}): {few(names)}." for reason, names in reasons.items()]
     for model in out["models"]:

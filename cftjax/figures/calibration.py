@@ -47,11 +47,14 @@ def reliability(models: Mapping[str, Bins], *, split: str) -> Figure:
         left = edges[:-1] + (place + 0.25) * width
         face = colour if marker == "o" else "white"
         below.bar(left, bins.count, width, align="edge", color=face, edgecolor=colour, linewidth=0.9)
-    ax.legend(loc="lower right", bbox_to_anchor=(1.0, 0.06), fontsize=9, frameon=False)
+    if len(models) > 2:
+        ax.legend(loc="best", fontsize=9, frameon=False)
+    else:
+        ax.legend(loc="lower right", bbox_to_anchor=(1.0, 0.06), fontsize=9, frameon=False)
     ax.set_ylabel("labels that are positive (%)", fontsize=9)
     ax.set(xlim=(0, 100), ylim=(0, 100))
     ax.set_title(
-        f"Reliability on {split}: is what gets 30 % present 30 % of the time?", fontsize=11, fontweight="bold", pad=12
+        f"Reliability on {split}:\nis what gets 30 % present 30 % of the time?", fontsize=11, fontweight="bold", pad=12
     )
     ax.text(98, 3, "above the dashed line: predicted too low; below: too high", ha="right", fontsize=8.5, color=GREY)
     below.set_yscale("log")

@@ -85,27 +85,31 @@ def style(place: int, num: int) -> tuple[str, str, str]:
 
 
 def precision_recall_and_roc(
-    categories: Mapping[str, Mapping[str, Float[np.ndarray, "3 _"]]], *, split: str, num_categories: int
+    categories: Mapping[str, Mapping[str, Float[np.ndarray, "3 _"]]],
+    names: Sequence[str],
+    *,
+    split: str,
+    num_categories: int,
 ) -> Figure:
     """For each category precision over recall, and beside it recall over false positive rate.
 
     Args:
-        categories: name -> model's name in the legend -> [3 k] recall, precision and false positive rate in [0, 1], of
-            falling thresholds; models in the same order everywhere, the last one drawn as what it is all about.
+        categories: name -> model's name -> [3 k] recall, precision and false positive rate in [0, 1], of falling
+            thresholds; models that do not give the category are left out.
+        names: of the models, in the order of the legend; the last one is drawn as what it is all about.
         split: the images scored.
         num_categories: of which these are some.
     """
     drawn = {name: models for name, models in categories.items() if models}
     if not drawn:
         return only_text(f"No category of {split} has known positives and negatives, so there is no curve.")
-    names: list[str] = list(dict.fromkeys(name for models in drawn.values() for name in models))
     pairs = 1 if len(drawn) == 1 else 2 if len(drawn) <= 8 else 3
     rows = -(-len(drawn) // pairs)
-    width, height = 4.9 * pairs, 2.35 * rows + 0.9
+    width, height = 4.9 * pairs, 2.2 * rows + 0.9
     figure = Figure(figsize=(width, height))
     bottom, top = 0.55 / height, 1 - 0.75 / height
     grid = figure.add_gridspec(
-        rows, 2 * pairs, left=0.5 / width, right=1 - 0.15 / width, bottom=bottom, top=top, hspace=0.62, wspace=0.42
+        rows, 2 * pairs, left=0.5 / width, right=1 - 0.15 / width, bottom=bottom, top=top, hspace=0.6, wspace=0.42
     )
     for place, (name, models) in enumerate(drawn.items()):
         row, pair = divmod(place, pairs)
@@ -122,7 +126,8 @@ def precision_recall_and_roc(
         framed(left, "recall (%)", "precision (%)")
         framed(right, "false positive rate (%)", "recall (%)")
         left.set_title(short(name, 34), fontsize=9.5, loc="left", fontweight="bold", color=INK, parse_math=False)
-    some = f"{len(drawn)} of {num_categories:,} categories, most positives" if len(drawn) < num_categories else ""
+    some = f"{len(drawn)} of {num_categories:,} categories: those with the most known positives, if any"
+    some = some if len(drawn) < num_categories else ""
     title = f"Precision and recall, and ROC, on {split}"
     figure.suptitle(f"{title}\n{some}" if some else title, fontsize=11, fontweight="bold", y=1 - 0.08 / height)
     for place, name in enumerate(names):
