@@ -266,11 +266,11 @@ def report(
         storage.write_bytes(folder / "table.txt", text.encode())
         storage.write_bytes(folder / "table.csv", evaluation_tables.to_csv(out).encode())
         storage.write_json(folder / "metrics.json", out)
-        _draw(folder, models, measured, out, metric)
+        draw(folder, models, measured, out, metric)
     return out
 
 
-def _draw(folder: Path, models: Models, measured: Measured, out: Mapping[str, Any], metric: Metric) -> None:
+def draw(folder: Path, models: Models, measured: Measured, out: Mapping[str, Any], metric: Metric) -> None:
     """The pictures; of more models than they have room for, those named first and the last."""
     names = [model.name for model in models.each]
     places = [*range(len(names) - 1)[: drawing.MOST_OTHERS], len(names) - 1]

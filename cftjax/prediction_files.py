@@ -22,7 +22,7 @@ from cftjax.data import labels as label_values
 from cftjax.data import sheets
 from cftjax.data.problems import Problems, few, require, shown
 from cftjax.data.sheets import Sheet
-from cftjax.predictions import Aggregate, Block, Predictions, Truth, aggregated, studies
+from cftjax.predictions import Aggregate, Block, Predictions, Truth, aggregated, category_groups, studies
 
 # Columns that may name the rows, in this order; upper or lower case is the same.
 KEYS = ("study", "path", "image", "id")
@@ -295,7 +295,9 @@ def write_predictions(path: Path, truth: Truth, predictions: Predictions, key: s
     if len(chosen) * len(truth) > MOST_CELLS:
         raise ValueError(f"{path}: would have {len(chosen) * len(truth):,} cells, more than {MOST_CELLS:,}")
     columns = [pa.array(list(truth.names))]
-    columns += [pa.array(predictions.block(slice(c, c + 1)).probs[:, 0].astype(np.float64)) for c in chosen]
+    for some in category_groups(len(truth), len(truth.categories), 1):
+        probs = predictions.block(some).probs.astype(np.float64)
+        columns += [pa.array(probs[:, c - some.start]) for c in chosen if some.start <= c < some.stop]
     header = io.StringIO(newline="")
     csv.writer(header, lineterminator="\n").writerow([key, *(truth.categories[c] for c in chosen)])
     table, body = pa.table(columns, names=[str(i) for i in range(len(columns))]), io.BytesIO()

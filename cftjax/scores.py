@@ -120,9 +120,10 @@ def at_thresholds(counts: Counts) -> tuple[dict[str, Float64[np.ndarray, " c"]],
     found = np.where(tp + fn > 0, each["precision"], np.nan)
     overall = {"CP": mean_of_defined(found), "CR": mean_of_defined(each["recall"]), "mF1": mean_of_defined(each["F1"])}
     overall["CF1"] = harmonic(overall["CP"], overall["CR"])
-    true, false, missed = (np.array(x.sum()) for x in counts)
-    overall["OP"], overall["OR"] = float(ratio(true, true + false)), float(ratio(true, true + missed))
-    overall["OF1"] = float(ratio(2 * true, 2 * true + false + missed)) if true + missed else float("nan")
+    true, false, missed = (x.sum(keepdims=True) for x in counts)
+    pooled = {"OP": ratio(true, true + false), "OR": ratio(true, true + missed)}
+    pooled["OF1"] = np.where(true + missed > 0, ratio(2 * true, 2 * true + false + missed), np.nan)
+    overall |= {name: float(value[0]) for name, value in pooled.items()}
     return each, overall
 
 

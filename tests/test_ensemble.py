@@ -46,7 +46,9 @@ def test_ranks_do_not_depend_on_the_scale_of_a_member_and_share_ties():
     squeezed = ensemble.combined(members([probs[0] ** 9, probs[1], 0.5 + probs[2] / 9]), weights, of_ranks=True)
     np.testing.assert_allclose(plain.block(slice(1, 3)).probs, squeezed.block(slice(1, 3)).probs)
     assert not plain.calibrated
-    np.testing.assert_allclose(ensemble.ranks(np.array([[0.2], [0.9], [0.2], [0.4]])), [[0.25], [0.875], [0.25], [0.625]])
+    np.testing.assert_allclose(
+        ensemble.ranks(np.array([[0.2], [0.9], [0.2], [0.4]])), [[0.25], [0.875], [0.25], [0.625]]
+    )
 
 
 def test_weights_are_those_of_the_highest_likelihood_on_the_simplex():
