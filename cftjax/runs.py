@@ -115,6 +115,10 @@ class Run:
             raise FileNotFoundError(f"{self.folder} has no split {split!r}; it has {', '.join(present) or 'none yet'}")
         return embedding.load(folder)
 
+    def names(self, split: str) -> list[str] | None:
+        """What each row of a split's embeddings is called, such as its path; None in runs that do not say."""
+        return embedding.load_names(self.folder / "embeddings" / split)
+
     @contextlib.contextmanager
     def stage(self, name: str, settings: Any, made_from: Sequence[str] = ()) -> Iterator[Stage]:
         """Do a stage, unless it is complete with these settings; complete when the block ends without an error.
