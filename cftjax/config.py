@@ -52,6 +52,9 @@ class BackboneConfig:
 class TrainingConfig:
     """Backbone training."""
 
+    freeze_backbone: bool = False
+    """Keep the pretrained backbone as it is, embed every image once without augmentation, and train the head alone on
+    the embeddings: a linear probe, in minutes."""
     loss: Literal["bce", "focal", "asymmetric"] = "bce"
     """The masked sigmoid loss."""
     epochs: int = 12

@@ -261,7 +261,7 @@ def test_images_left_out_are_remembered_over_an_interruption(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         training.fit(dataset(change), skipping, tmp_path)
-    first = training.Training(dataset(), skipping, tmp_path, devices.mesh()).history.unopened
+    first = training.Training(training.Images(dataset(), skipping), skipping, tmp_path, devices.mesh()).history.unopened
     history = training.fit(dataset(change), skipping, tmp_path)
     assert set(first) <= set(history.unopened) == {"image2", "image7"}
     assert training.History.from_json(storage.read_json(tmp_path / "history.json")) == history
