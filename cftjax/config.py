@@ -54,7 +54,10 @@ class TrainingConfig:
 
     freeze_backbone: bool = False
     """Keep the pretrained backbone as it is, embed every image once without augmentation, and train the head alone on
-    the embeddings: a linear probe, in minutes."""
+    the embeddings: a linear probe, in minutes. By SGD, whatever `optimizer` says."""
+    frozen_learning_rate: float = 4.0
+    """The peak of the schedule for a head trained alone, as a multiple of a category's gradient with embeddings of unit
+    variance; it takes the place of `learning-rate`."""
     loss: Literal["bce", "focal", "asymmetric"] = "bce"
     """The masked sigmoid loss."""
     epochs: int = 12

@@ -1,7 +1,9 @@
 """The head alone, trained on embeddings of a backbone that stays as it is (a linear probe): minutes instead of hours.
 
-Loss, labels, optimizer, schedule, moving averages and the choice of the epoch are those of `training`; only what they
-work on differs. Embeddings are those of images as they are: augmentation would need the backbone at every step.
+Labels, loss, batches, schedule, moving averages and the choice of the epoch are those of `training`. Embeddings are
+those of images as they are: augmentation would need the backbone at every step. The optimizer is SGD whatever the
+network's is: stopped early it prefers the directions in which embeddings vary most, as a ridge penalty does, and the
+head's one learning rate serves any number of dimensions and categories.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int, Num
 
 from cftjax import devices, train_step, training, types
-from cftjax.config import Config
+from cftjax.config import Config, TrainingConfig
 from cftjax.data import labels, pipeline
 from cftjax.train_step import Classifier
 
@@ -30,10 +32,12 @@ ROWS_AT_ONCE = 16384
 
 
 class Head(nnx.Module):
-    """The last layer, on embeddings of which every dimension is brought to mean 0 and standard deviation 1.
+    """The last layer, on embeddings of which all dimensions are brought to mean 0 and one variance, 1 all together.
 
     Dimensions of different spread would learn at different speeds, and a mean other than 0 would tie kernel and bias
-    together. What is learned is a head of plain embeddings all the same: see `plain`.
+    together. With squared norms of 1 on average, the curvature of a category's cross-entropy is at most about 1/4, so
+    that steps of 4 times its gradient suit every backbone. What is learned is a head of plain embeddings all the same:
+    see `plain`.
     """
 
     def __init__(
@@ -43,7 +47,7 @@ class Head(nnx.Module):
 
         Args:
             mean: of the training embeddings.
-            scale: one over their standard deviation.
+            scale: that brings them to one variance.
             bias: to begin with.
         """
         self.mean, self.scale = nnx.Variable(jnp.asarray(mean)), nnx.Variable(jnp.asarray(scale))
@@ -82,6 +86,18 @@ class Embedded:
     def records(self) -> types.Records:
         """The training split."""
         return self.dataset.splits["train"]
+
+    @property
+    def settings(self) -> TrainingConfig:
+        """SGD on the sum over categories, of which `training` takes the mean; decay is of each category's loss."""
+        given, c = self.config.training, self.records.labels.shape[1]
+        return dataclasses.replace(
+            given,
+            optimizer="sgd",
+            learning_rate=given.frozen_learning_rate * c,
+            head_learning_rate_scale=1.0,
+            weight_decay=given.weight_decay / c,
+        )
 
     @functools.cached_property
     def opened(self) -> Bool[np.ndarray, " n"]:
@@ -157,9 +173,9 @@ class EmbeddedBatch:
 def moments(
     z: Num[types.Array, "n d"], where: Bool[np.ndarray, " n"]
 ) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, " d"]]:
-    """Mean of every dimension over the rows that count, and one over its standard deviation, 0 where it never varies.
+    """Mean of every dimension over the rows that count, and the factor that brings it to its share of a variance of 1.
 
-    Read in blocks, in double precision.
+    The factor is 0 where a dimension never varies. Read in blocks, in double precision.
     """
     n = len(z)
     blocks = [slice(start, start + ROWS_AT_ONCE) for start in range(0, n, ROWS_AT_ONCE)]
@@ -168,7 +184,7 @@ def moments(
     squares = sum(((np.asarray(z[rows])[where[rows]] - mean) ** 2).sum(0) for rows in blocks)
     deviation = np.sqrt(squares / count)
     varies = deviation > 1e-6 * deviation.max(initial=0)
-    scale = np.where(varies, 1 / np.where(varies, deviation, 1), 0)
+    scale = np.where(varies, 1 / np.where(varies, deviation, 1), 0) / np.sqrt(max(np.count_nonzero(varies), 1))
     return np.asarray(mean, np.float32), scale.astype(np.float32)
 
 

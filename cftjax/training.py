@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float, Int
 
 from cftjax import backbones, checkpoints, devices, embedding, interruption, metrics, storage, types
 from cftjax import train_step as steps
-from cftjax.config import BackboneConfig, Config
+from cftjax.config import BackboneConfig, Config, TrainingConfig
 from cftjax.data import pipeline
 from cftjax.data.preprocessing import Preprocessing
 from cftjax.progress import Progress
@@ -105,6 +105,8 @@ class Source(Protocol):
 
     records: types.Records
     """The training split."""
+    settings: TrainingConfig
+    """Loss, optimizer and schedule."""
 
     def batches(self, bad_images: set[str]) -> grain.DatasetIterator[types.Batch]:
         """Endless training batches; names of images that could not be opened are added to the set."""
@@ -143,6 +145,11 @@ class Images:
     def records(self) -> types.Records:
         """The training split."""
         return self.dataset.splits["train"]
+
+    @property
+    def settings(self) -> TrainingConfig:
+        """As given."""
+        return self.config.training
 
     @property
     def architecture(self) -> tuple[BackboneConfig, int, Any]:
@@ -265,7 +272,7 @@ class Training:
         self.source, self.config, self.folder = source, config, folder
         self.records = source.records
         self.unopened: set[str] = set()
-        settings = config.training
+        settings = source.settings
         self.steps_per_epoch = pipeline.steps_per_epoch(len(self.records), settings.batch_size)
         self.iterator = source.batches(self.unopened)
         num_steps = settings.epochs * self.steps_per_epoch
