@@ -27,7 +27,7 @@ from cftjax.config import Config, TrainingConfig
 from cftjax.data import labels, pipeline
 from cftjax.train_step import Classifier
 
-# Rows of embeddings and labels read at a time.
+# Rows of embeddings read at a time.
 ROWS_AT_ONCE = 16384
 
 
@@ -124,7 +124,9 @@ class Embedded:
     def create(self) -> Head:
         """A kernel of zeros, and the bias that gives every category the share of positives among its labels."""
         mean, scale = moments(self.embeddings["train"].z, self.opened)
-        return Head(mean, scale, log_odds(self))
+        total, count = labels.target_sums(self.records.labels, self.config.labels, self.config.seed, self.opened)
+        # As if there were one more positive and one more negative, or a category without either would begin at infinity.
+        return Head(mean, scale, np.log((total + 1) / (count - total + 1)).astype(np.float32))
 
     def judged(self, model: Head, mesh: Mesh) -> training.Judged | None:
         """Validation embeddings; they do not change."""
@@ -158,16 +160,9 @@ class EmbeddedBatch:
         """Read the rows, and resolve their labels."""
         source, seed = self.source, self.source.config.seed
         rows = pipeline.rows_of(step, len(source.records), self.batch_size, seed, self.local)
-        opened = source.opened[rows]
-        targets, known = labels.resolve(
-            source.records.labels[rows],
-            unknown=source.config.labels.unknown,
-            uncertain=source.config.labels.uncertain,
-            seed=seed,
-            rows=rows,
-        )
         z = np.asarray(source.embeddings["train"].z[rows], np.float32)
-        return types.Batch(z, targets, known & opened[:, None], np.where(opened, rows, -1).astype(np.int32))
+        given = source.records.labels[rows]
+        return pipeline.labelled(z, given, source.config.labels, seed, rows, source.opened[rows])
 
 
 def moments(
@@ -186,25 +181,6 @@ def moments(
     varies = deviation > 1e-6 * deviation.max(initial=0)
     scale = np.where(varies, 1 / np.where(varies, deviation, 1), 0) / np.sqrt(max(np.count_nonzero(varies), 1))
     return np.asarray(mean, np.float32), scale.astype(np.float32)
-
-
-def log_odds(source: Embedded) -> Float[np.ndarray, " c"]:
-    """Log-odds of the mean target of every category, as if it had one more positive and one more negative."""
-    n, c = source.records.labels.shape
-    total, count = np.zeros(c), np.zeros(c)
-    for start in range(0, n, ROWS_AT_ONCE):
-        rows = np.arange(start, min(start + ROWS_AT_ONCE, n))
-        targets, known = labels.resolve(
-            source.records.labels[rows],
-            unknown=source.config.labels.unknown,
-            uncertain=source.config.labels.uncertain,
-            seed=source.config.seed,
-            rows=rows,
-        )
-        known &= source.opened[rows, None]
-        total += (targets * known).sum(0, dtype=np.float64)
-        count += known.sum(0)
-    return np.log((total + 1) / (count - total + 1)).astype(np.float32)
 
 
 def pretrained(config: Config[Any], num_categories: int) -> Classifier:

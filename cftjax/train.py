@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cftjax import cli, embedding, finetune, frozen, runs, storage, training
-from cftjax.config import Config
+from cftjax.config import Config, check_together, deciding
 from cftjax.data import cache, splits
 from cftjax.default import get_config
 from cftjax.runs import Run
@@ -40,6 +40,7 @@ def opened(loaded: Dataset, config: Config[Any], workdir: Path) -> Iterator[tupl
         config: the experiment.
         workdir: the folder of the run.
     """
+    check_together(config.labels, config.training)
     prepared = splits.prepare(loaded, config.labels, config.split)
     dataset = prepared.dataset
     run = runs.create(workdir, config, dataset.categories, dataset.fingerprint, training.preprocessing(config))
@@ -66,7 +67,8 @@ def train_backbone(run: Run, dataset: Dataset, config: Config[Any], needed: Sequ
     preprocessing = training.preprocessing(config)
     # Not what happens to bad images: a run that one has stopped goes on without it, and keeps what is done.
     given = dataclasses.replace(config.input, on_bad_image="raise")
-    trained_with = [config.labels, given, config.backbone, config.training, config.seed]
+    labels_settings, training_settings = deciding(config.labels, config.training)
+    trained_with = [labels_settings, given, config.backbone, training_settings, config.seed]
     with run.stage("backbone", trained_with, [dataset.fingerprint]) as trained:
         if not trained.complete:
             # Here and not batch by batch, so that a cache in memory serves every epoch's validation.
@@ -116,7 +118,8 @@ def train_head(run: Run, dataset: Dataset, config: Config[Any], needed: Sequence
                 embedding.embed(classifier.backbone, records, preprocessing, config.input, batch_size, stage.folder)
         keys[split] = stage.key
     read = [split for split in ("train", "validation") if split in keys]
-    trained_with = [config.labels, None, config.backbone, config.training, config.seed]
+    labels_settings, training_settings = deciding(config.labels, config.training)
+    trained_with = [labels_settings, None, config.backbone, training_settings, config.seed]
     with run.stage("backbone", trained_with, [keys[split] for split in read]) as trained:
         if not trained.complete:
             embeddings = {split: run.embeddings(split) for split in read}

@@ -21,12 +21,12 @@ import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Float32, Int
 
-from cftjax import backbones, checkpoints, devices, embedding, interruption, metrics, storage, types
+from cftjax import backbones, checkpoints, devices, embedding, interruption, metrics, storage, types, unknowns
 from cftjax import train_step as steps
-from cftjax.config import BackboneConfig, Config, TrainingConfig
-from cftjax.data import pipeline
+from cftjax.config import BackboneConfig, Config, TrainingConfig, check_together
+from cftjax.data import labels, pipeline
 from cftjax.data.preprocessing import Preprocessing
 from cftjax.progress import Progress
 from cftjax.train_step import Classifier
@@ -239,6 +239,13 @@ def follow(source: Source, config: Config[Any], folder: Path, mesh: Mesh | None 
     """Train on a source, or go on with the training in the folder, as `fit` does on images."""
     mesh = devices.mesh() if mesh is None else mesh
     devices.check_batch_size("training.batch_size", config.training.batch_size, mesh)
+    parts = config.training.accumulate
+    if config.training.batch_size % (parts * mesh.size):
+        raise ValueError(
+            f"training.batch_size {config.training.batch_size} does not divide into training.accumulate {parts} parts "
+            f"over {mesh.size} devices: use a multiple of {parts * mesh.size}."
+        )
+    check_together(config.labels, config.training)
     training = Training(source, config, folder, mesh)
     if training.history.finished:
         return training.history
@@ -278,7 +285,19 @@ class Training:
         num_steps = settings.epochs * self.steps_per_epoch
         num_steps = min(num_steps, settings.max_steps or num_steps)
         graphdef, *shapes = source.abstract()
-        self.spec = steps.new_spec(graphdef, settings, num_steps, mesh)
+        self.spec = steps.new_spec(
+            graphdef,
+            settings,
+            num_steps,
+            mesh,
+            labels=config.labels,
+            steps_per_epoch=self.steps_per_epoch,
+            seed=config.seed,
+        )
+        kept = (
+            unknowns.new_memory(config.labels, *self.records.labels.shape),
+            positive_weights(self.records.labels, config),
+        )
         self.advance = steps.compiled(self.spec)
         self.writer = checkpoints.Writer()
         self.waiting: Step | None = None
@@ -287,12 +306,12 @@ class Training:
         found = checkpoints.steps(folder / "state")
         if not found:
             self.history = History()
-            self.state = steps.new_state(self.spec, source.create())
+            self.state = steps.new_state(self.spec, source.create(), *kept)
             return
         metadata = checkpoints.metadata(folder / "state", found[-1])
         self.history = History.from_json(metadata["history"])
         self.unopened.update(self.history.unopened)
-        self.state = checkpoints.restore(folder / "state", found[-1], steps.abstract_state(self.spec, *shapes))
+        self.state = checkpoints.restore(folder / "state", found[-1], steps.abstract_state(self.spec, *shapes, *kept))
         self.iterator.set_state(metadata["iterator"])
         # The best weights may not have been written when the state of the same step was.
         if self.history.best_step == self.history.step and self.history.step not in checkpoints.steps(folder / "best"):
@@ -379,9 +398,9 @@ class Training:
         size = max(SCORED_ELEMENTS // max(len(judged.z), 1), 1)
         for start in range(0, c, size):
             some = slice(start, min(start + size, c))
-            labels, known = judged.columns(np.arange(c)[some])
+            present, known = judged.columns(np.arange(c)[some])
             logits = np.asarray(types.Heads(heads.kernel[some], heads.bias[some])(judged.z))
-            scores[some] = metrics.score(self.config.training.metric, logits, labels, known)
+            scores[some] = metrics.score(self.config.training.metric, logits, present, known)
         mean = float(metrics.mean_defined(scores))
         return mean if math.isfinite(mean) else None
 
@@ -432,6 +451,18 @@ class Training:
         if self.unopened:
             words += f", {len(self.unopened)} images left out"
         return words
+
+
+def positive_weights(given: types.Labels, config: Config[Any]) -> Float32[np.ndarray, " c"] | None:
+    """Factors of the losses of every category's positives; None where positives are not weighted.
+
+    Negatives per positive, to the power that the settings say; both counted at least as one.
+    """
+    power = config.training.positive_weight_power
+    if power == 0:
+        return None
+    positive, count = labels.target_sums(given, config.labels, config.seed)
+    return (np.maximum(count - positive, 1) / np.maximum(positive, 1)).astype(np.float32) ** np.float32(power)
 
 
 def heads_of(model: Classifier) -> types.Heads:

@@ -121,13 +121,36 @@ def epoch_order(num_images: int, seed: int, epoch: int) -> Int[np.ndarray, " n"]
 def check_size(batch_size: int, num_images: int) -> None:
     """Refuse a batch that is larger than the split."""
     if batch_size > num_images:
-        raise ValueError(f"batch_size {batch_size} is larger than the training split of {num_images} images: reduce it.")
+        raise ValueError(
+            f"batch_size {batch_size} is larger than the training split of {num_images} images: reduce it."
+        )
 
 
 def rows_of(step: int, num_images: int, batch_size: int, seed: int, local: slice) -> Int[np.ndarray, " n"]:
     """The rows of this host's part of a training batch, by its number counted from the first epoch on."""
     epoch, step = divmod(step, steps_per_epoch(num_images, batch_size))
     return epoch_order(num_images, seed, epoch)[step * batch_size :][local]
+
+
+def labelled(
+    image: Float[np.ndarray, "n ..."],
+    given: types.Labels,
+    labels_config: config.LabelsConfig,
+    seed: int,
+    rows: Int[np.ndarray, " n"],
+    opened: Bool[np.ndarray, " n"],
+) -> types.Batch:
+    """A training batch: labels resolved, but for unknown ones that training decides about; none where not opened."""
+    simple = labels_config.unknown in ("assume_negative", "ignore")
+    unknown = labels_config.unknown if simple else "ignore"
+    targets, known = labels.resolve(given, unknown=unknown, uncertain=labels_config.uncertain, seed=seed, rows=rows)
+    return types.Batch(
+        image,
+        targets,
+        known & opened[:, None],
+        np.where(opened, rows, -1).astype(np.int32),
+        None if simple else ~(given.known | given.uncertain) & opened[:, None],
+    )
 
 
 def in_threads(batches: grain.MapDataset, input_config: config.InputConfig) -> grain.IterDataset:
@@ -212,14 +235,7 @@ class TrainBatch:
         )
         if settings.cutout:
             augment.cutout(image, draws, settings.cutout)
-        targets, known = labels.resolve(
-            self.opener.records.labels[rows],
-            unknown=self.labels_config.unknown,
-            uncertain=self.labels_config.uncertain,
-            seed=self.seed,
-            rows=rows,
-        )
-        return types.Batch(image, targets, known & opened[:, None], np.where(opened, rows, -1).astype(np.int32))
+        return labelled(image, self.opener.records.labels[rows], self.labels_config, self.seed, rows, opened)
 
 
 @dataclasses.dataclass(frozen=True)
