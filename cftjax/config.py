@@ -214,8 +214,8 @@ def check_together(labels: LabelsConfig, training: TrainingConfig) -> None:
     """
     if "unknown_warmup" in UNKNOWN_OPTIONS.get(labels.unknown, ()) and labels.unknown_warmup >= training.epochs:
         raise ValueError(
-            f"labels.unknown-warmup {labels.unknown_warmup} leaves none of {training.epochs} epochs to {labels.unknown}: "
-            "use fewer, or more training.epochs"
+            f"labels.unknown-warmup {labels.unknown_warmup} leaves none of {training.epochs} epochs to "
+            f"{labels.unknown}: use fewer, or more training.epochs"
         )
     if labels.unknown == "correct_large_loss_permanently" and training.mixup:
         raise ValueError(

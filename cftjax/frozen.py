@@ -125,7 +125,7 @@ class Embedded:
         """A kernel of zeros, and the bias that gives every category the share of positives among its labels."""
         mean, scale = moments(self.embeddings["train"].z, self.opened)
         total, count = labels.target_sums(self.records.labels, self.config.labels, self.config.seed, self.opened)
-        # As if there were one more positive and one more negative, or a category without either would begin at infinity.
+        # One more of each, or a category without positives or negatives would begin at infinity.
         return Head(mean, scale, np.log((total + 1) / (count - total + 1)).astype(np.float32))
 
     def judged(self, model: Head, mesh: Mesh) -> training.Judged | None:

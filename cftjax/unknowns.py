@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 
 from cftjax.config import LabelsConfig
+from cftjax.types import Array
 
 # The most labels of a training split that `correct_large_loss_permanently` keeps a mark for, in memory and in every
 # saved state.
@@ -33,7 +34,7 @@ class Targets(NamedTuple):
 
     targets: Float[Array, "n c"]
     where: Bool[Array, "n c"]
-    weights: Float[Array, "..."]
+    weights: Float[Array, ...]
 
 
 def assume_negative(labels: Shaped[Array, "n c"], known: Bool[Array, "n c"], unknown: Bool[Array, "n c"]) -> Targets:
@@ -132,7 +133,8 @@ def large_losses(
         share: how many, as a share of all n * c labels, rounded up; ties with the last one are taken as well.
     """
     cost = jnp.where(unknown, loss, -jnp.inf)
-    count = jnp.minimum(jnp.ceil(share * cost.size).astype(int), cost.size)
+    # Not one more for the rounding of the product.
+    count = jnp.minimum(jnp.ceil(share * cost.size - 1e-3).astype(int), cost.size)
     # Largest first; -inf where all unknown labels are wanted.
     least = -jnp.sort(-cost, axis=None)[jnp.maximum(count - 1, 0)]
     return unknown & (cost >= least) & (count > 0)
@@ -143,7 +145,7 @@ def curriculum(
     labels: Shaped[Array, "n c"],
     known: Bool[Array, "n c"],
     unknown: Bool[Array, "n c"],
-    threshold: float = 2.0,
+    threshold: Float[Array, ""] | float = 2.0,
 ) -> Targets:
     """Unknown labels are what the model is sure of, positive or negative, and do not count where it is not.
 
