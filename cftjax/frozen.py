@@ -178,7 +178,8 @@ def moments(
     mean = sum(np.asarray(z[rows])[where[rows]].sum(0, dtype=np.float64) for rows in blocks) / count
     squares = sum(((np.asarray(z[rows])[where[rows]] - mean) ** 2).sum(0) for rows in blocks)
     deviation = np.sqrt(squares / count)
-    varies = deviation > 1e-6 * deviation.max(initial=0)
+    # Of single precision nothing less is left.
+    varies = deviation > 1e-6 * np.abs(mean)
     scale = np.where(varies, 1 / np.where(varies, deviation, 1), 0) / np.sqrt(max(np.count_nonzero(varies), 1))
     return np.asarray(mean, np.float32), scale.astype(np.float32)
 

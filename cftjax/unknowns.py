@@ -249,7 +249,7 @@ def resolve(
                 return negative._replace(weights=jnp.where(large, 0.0, 1.0)), memory
             return negative._replace(targets=jnp.where(large, 1.0, negative.targets)), memory
         case "correct_large_loss_permanently":
-            marks = memory["corrected"]
+            marks = jnp.asarray(memory["corrected"])
             before = marks[jnp.maximum(rows, 0)] & unknown
             remembering = negative._replace(targets=jnp.where(before, 1.0, negative.targets))
             share = jnp.where(begun, config.large_loss_share, 0.0)

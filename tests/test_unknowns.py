@@ -70,7 +70,7 @@ def test_large_losses_are_the_first_of_the_unknown_ones(share):
     loss = cost(LOGITS, 0).astype(np.float32)
     order = sorted(zip(*np.nonzero(UNKNOWN), strict=True), key=lambda place: -loss[place])
     expected = np.zeros((N, C), bool)
-    for place in order[: math.ceil(share * N * C)]:
+    for place in order[: math.ceil(share * (N * C))]:
         expected[place] = True
     np.testing.assert_array_equal(unknowns.large_losses(loss, UNKNOWN, share), expected)
 
@@ -121,7 +121,8 @@ def test_permanent_corrections_are_remembered_by_image():
     found, memory = resolve(settings, 2, memory, rows)
     corrected = np.asarray(found.targets == 1) & UNKNOWN
     kept = marks[np.maximum(rows, 0)]
-    assert np.all(corrected[kept]) and np.count_nonzero(corrected) == np.count_nonzero(kept & UNKNOWN) + 2
+    assert np.all(corrected[kept & UNKNOWN])
+    assert np.count_nonzero(corrected) == np.count_nonzero(kept & UNKNOWN) + 2
     with pytest.raises(ValueError, match=r"1,000,000 x 5,000 labels, which is too many: use correct_large_loss"):
         unknowns.new_memory(settings, 1_000_000, 5_000)
 
@@ -161,7 +162,8 @@ def test_labels_that_do_not_count_have_exactly_no_gradient_and_others_some(unkno
     gradient, given = jax.jit(jax.grad(loss, has_aux=True))(bad)
     counts = np.asarray(given.where) & (np.broadcast_to(given.weights, (N, C)) > 0)
     np.testing.assert_array_equal(np.asarray(gradient) != 0, counts)
-    assert np.all(counts[KNOWN]) and not np.any(counts[~(KNOWN | UNKNOWN)])
+    assert np.all(counts[KNOWN])
+    assert not np.any(counts[~(KNOWN | UNKNOWN)])
 
 
 def test_a_stage_records_only_the_options_that_its_modes_read():
@@ -200,7 +202,7 @@ def test_options_out_of_range_are_refused_by_name(kind, options, message):
 
 def test_options_that_exclude_each_other_are_refused():
     permanent = LabelsConfig(unknown="correct_large_loss_permanently")
-    with pytest.raises(ValueError, match="use training.mixup 0"):
+    with pytest.raises(ValueError, match=r"use training\.mixup 0"):
         config.check_together(permanent, TrainingConfig(mixup=0.2))
     with pytest.raises(ValueError, match="unknown-warmup 4 leaves none of 4 epochs to curriculum"):
         config.check_together(LabelsConfig(unknown="curriculum", unknown_warmup=4), TrainingConfig(epochs=4))
