@@ -248,13 +248,13 @@ def train_step(spec: Spec, state: TrainState, batch: types.Batch) -> tuple[Train
     return dataclasses.replace(new, finite=finite), jnp.where(finite, loss, jnp.nan)
 
 
-Weights = Float[Array, "n c"] | None
+Weights = Float[types.Array, "n c"] | None
 Changed = tuple[Any, Any, Any]
 
 
 def losses_and_variables(
     params: Any, spec: Spec, state: TrainState, batch: types.Batch, weights: Weights
-) -> tuple[Float[jax.Array, "n c"], Bool[jax.Array, "n c"], Changed]:
+) -> tuple[Float[types.Array, "n c"], Bool[types.Array, "n c"], Changed]:
     """Loss of every label, where it counts, and what the forward pass changed: statistics, variables, memory."""
     model = nnx.merge(spec.graphdef, params, state.stats, state.rest)
     model.train()

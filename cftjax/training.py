@@ -103,10 +103,15 @@ class Judged(NamedTuple):
 class Source(Protocol):
     """What is trained, and on what."""
 
-    records: types.Records
-    """The training split."""
-    settings: TrainingConfig
-    """Loss, optimizer and schedule."""
+    @property
+    def records(self) -> types.Records:
+        """The training split."""
+        ...
+
+    @property
+    def settings(self) -> TrainingConfig:
+        """Loss, optimizer and schedule."""
+        ...
 
     def batches(self, bad_images: set[str]) -> grain.DatasetIterator[types.Batch]:
         """Endless training batches; names of images that could not be opened are added to the set."""
@@ -284,7 +289,7 @@ class Training:
         self.iterator = source.batches(self.unopened)
         num_steps = settings.epochs * self.steps_per_epoch
         num_steps = min(num_steps, settings.max_steps or num_steps)
-        graphdef, *shapes = source.abstract()
+        graphdef, params, stats, rest = source.abstract()
         self.spec = steps.new_spec(
             graphdef,
             settings,
@@ -311,7 +316,8 @@ class Training:
         metadata = checkpoints.metadata(folder / "state", found[-1])
         self.history = History.from_json(metadata["history"])
         self.unopened.update(self.history.unopened)
-        self.state = checkpoints.restore(folder / "state", found[-1], steps.abstract_state(self.spec, *shapes, *kept))
+        like = steps.abstract_state(self.spec, params, stats, rest, *kept)
+        self.state = checkpoints.restore(folder / "state", found[-1], like)
         self.iterator.set_state(metadata["iterator"])
         # The best weights may not have been written when the state of the same step was.
         if self.history.best_step == self.history.step and self.history.step not in checkpoints.steps(folder / "best"):
@@ -406,7 +412,8 @@ class Training:
 
     def save_best(self) -> None:
         """Begin to write what inference needs."""
-        params, stats = self.source.classifier(*self.state.ema, self.state.rest)
+        params, stats = self.state.ema
+        params, stats = self.source.classifier(params, stats, self.state.rest)
         history = self.history
         metadata = {
             "backbone": dataclasses.asdict(self.config.backbone),

@@ -63,8 +63,8 @@ def weak_negative(
         weight: of an assumed negative; None for 1 / (c - 1).
     """
     c = labels.shape[1]
-    weight = 1 / max(c - 1, 1) if weight is None else weight
-    return assume_negative(labels, known, unknown)._replace(weights=jnp.where(unknown, weight, 1.0))
+    each = 1 / max(c - 1, 1) if weight is None else weight
+    return assume_negative(labels, known, unknown)._replace(weights=jnp.where(unknown, each, 1.0))
 
 
 def smooth_negative(
