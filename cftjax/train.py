@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from cftjax import cli, embedding, finetune, runs, storage, training
-from cftjax.config import Config
+from cftjax import cli, embedding, finetune, frozen, runs, storage, training
+from cftjax.config import Config, check_together, deciding
 from cftjax.data import cache, splits
 from cftjax.default import get_config
 from cftjax.runs import Run
@@ -40,6 +40,7 @@ def opened(loaded: Dataset, config: Config[Any], workdir: Path) -> Iterator[tupl
         config: the experiment.
         workdir: the folder of the run.
     """
+    check_together(config.labels, config.training)
     prepared = splits.prepare(loaded, config.labels, config.split)
     dataset = prepared.dataset
     run = runs.create(workdir, config, dataset.categories, dataset.fingerprint, training.preprocessing(config))
@@ -61,10 +62,13 @@ def train_backbone(run: Run, dataset: Dataset, config: Config[Any], needed: Sequ
     Returns:
         Keys of the stages that search and polish read.
     """
+    if config.training.freeze_backbone:
+        return train_head(run, dataset, config, needed)
     preprocessing = training.preprocessing(config)
     # Not what happens to bad images: a run that one has stopped goes on without it, and keeps what is done.
     given = dataclasses.replace(config.input, on_bad_image="raise")
-    trained_with = [config.labels, given, config.backbone, config.training, config.seed]
+    labels_settings, training_settings = deciding(config.labels, config.training)
+    trained_with = [labels_settings, given, config.backbone, training_settings, config.seed]
     with run.stage("backbone", trained_with, [dataset.fingerprint]) as trained:
         if not trained.complete:
             # Here and not batch by batch, so that a cache in memory serves every epoch's validation.
@@ -84,6 +88,46 @@ def train_backbone(run: Run, dataset: Dataset, config: Config[Any], needed: Sequ
         if not stage.complete:
             storage.write_heads(stage.folder / "heads.npz", heads)
     return [*keys, stage.key]
+
+
+def train_head(run: Run, dataset: Dataset, config: Config[Any], needed: Sequence[str] = SPLITS) -> list[str]:
+    """Embed splits with the pretrained backbone and train the head on them, keeping what is done already.
+
+    Args:
+        run: of the experiment.
+        dataset: its data.
+        config: as for `train_backbone`.
+        needed: the splits to embed besides those that training reads, of those that there are.
+
+    Returns:
+        Keys of the stages that search and polish read.
+    """
+    classifier = frozen.pretrained(config, len(dataset.categories))
+    # Labels do not enter embeddings: another mode for unknown ones trains another head on the same.
+    embedded_with = dataclasses.asdict(config.embed) | {
+        "backbone": config.backbone,
+        "compute_dtype": config.training.compute_dtype,
+    }
+    keys = {}
+    for split in (s for s in SPLITS if s in {"train", "validation", *needed} and s in dataset.splits):
+        with run.stage(f"embeddings/{split}", [embedded_with], [dataset.fingerprint]) as stage:
+            if not stage.complete:
+                records, preprocessing = dataset.splits[split], training.preprocessing(config)
+                batch_size = config.embed.batch_size
+                classifier.eval()
+                embedding.embed(classifier.backbone, records, preprocessing, config.input, batch_size, stage.folder)
+        keys[split] = stage.key
+    read = [split for split in ("train", "validation") if split in keys]
+    labels_settings, training_settings = deciding(config.labels, config.training)
+    trained_with = [labels_settings, None, config.backbone, training_settings, config.seed]
+    with run.stage("backbone", trained_with, [keys[split] for split in read]) as trained:
+        if not trained.complete:
+            embeddings = {split: run.embeddings(split) for split in read}
+            frozen.fit(dataset, embeddings, classifier, config, trained.folder)
+    with run.stage("heads/backbone", [], [trained.key]) as stage:
+        if not stage.complete:
+            storage.write_heads(stage.folder / "heads.npz", training.load(trained.folder)[1])
+    return [*keys.values(), stage.key]
 
 
 if __name__ == "__main__":
