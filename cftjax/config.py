@@ -420,6 +420,9 @@ class TuningConfig:
     choose: ChooseConfig = field(default_factory=ChooseConfig)
     decide: DecideConfig = field(default_factory=DecideConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
+    tensorboard: bool = False
+    """Log curves for TensorBoard, beside the results of each stage; needs the extra `tensorboard`. No stage is made
+    anew for it."""
     seed: int = 0
     """Seed of initial weights, order, augmentation and search; the data have their own."""
 

@@ -16,12 +16,13 @@ import jax
 import numpy as np
 import tyro
 
-from cftjax import cli, decisions, devices, embedding, metrics, report, runs, storage
+from cftjax import cli, decisions, devices, embedding, metrics, page, report, runs, storage, tensorboard
 from cftjax.cft import tuning
 from cftjax.cft.search import Found
 from cftjax.config import ORDERS, TuningConfig, with_recipe
 from cftjax.data import labels as label_values
 from cftjax.data.problems import few
+from cftjax.mistakes import Heatmaps
 from cftjax.progress import Progress
 from cftjax.runs import Run
 from cftjax.types import SPLITS, Embeddings, Heads, Records
@@ -98,14 +99,21 @@ def read(source: Finetuning) -> tuple[tuple[str, ...], dict[str, Embeddings], He
     return categories, embeddings, Heads(kernel.astype(np.float32), bias.astype(np.float32))
 
 
-def tune(run: Run, config: TuningConfig, made_from: Sequence[str], records: Records | None = None) -> dict[str, Any]:
+def tune(
+    run: Run,
+    config: TuningConfig,
+    made_from: Sequence[str],
+    records: Records | None = None,
+    heatmaps: Heatmaps | None = None,
+) -> dict[str, Any]:
     """Search, polish, choose, decide and report on the embeddings and old heads of a run, keeping what is done already.
 
     Args:
         run: holds `embeddings/` and `heads/backbone/`.
         config: its ga, polish, choose, decide, report and seed are read.
         made_from: keys of the stages before.
-        records: the images of the test split, for a sheet of them in the report.
+        records: the images of the test split, for a sheet of them and the worst mistakes in the report.
+        heatmaps: where images speak for a category, for the mistakes in the report.
 
     Returns:
         The content of report/metrics.json; empty where neither validation nor test is there to report on.
@@ -113,6 +121,7 @@ def tune(run: Run, config: TuningConfig, made_from: Sequence[str], records: Reco
     embeddings = {split: run.embeddings(split) for split in SPLITS if (run.folder / "embeddings" / split).is_dir()}
     train, backbone = embeddings["train"], run.heads("backbone")
     parts = tuning.parts(train, embeddings.get("validation"), backbone, config)
+    recorded = list(page.of_config(config))
     config = tuning.for_parts(config, parts)
     current, candidates = [part.start for part in parts], [{"backbone": part.start} for part in parts]
     fair_scores: list[dict[str, np.ndarray]] = [{} for _ in parts]
@@ -122,6 +131,8 @@ def tune(run: Run, config: TuningConfig, made_from: Sequence[str], records: Reco
         with run.stage(f"heads/{name}", settings, [*made_from, key]) as stage:
             if not stage.complete:
                 _tune_stage(name, stage.folder, parts, current, config, backbone)
+        if config.tensorboard and not (stage.folder / tensorboard.FOLDER).is_dir():
+            _log(name, stage.folder, run.categories, config)
         key = stage.key
         made = [storage.read_arrays(file) for file in _part_files(stage.folder, len(parts))]
         current = [Heads(arrays["kernel"], arrays["bias"]) for arrays in made]
@@ -163,9 +174,13 @@ def tune(run: Run, config: TuningConfig, made_from: Sequence[str], records: Reco
                 untuned=choice["untuned"],
                 history=storage.read_arrays(run.folder / "heads" / "ga" / "history.npz"),
                 metric=config.choose.metric,
-                seconds=run.seconds(),
+                seconds={name: spent for name, spent in run.seconds().items() if name != "report"},
                 config=config.report,
+                title=run.folder.resolve().name,
+                settings=recorded,
+                versions=run.config["versions"],
                 records=records,
+                heatmaps=heatmaps,
                 seed=config.seed,
             )
     return storage.read_json(run.folder / "report" / "metrics.json")
@@ -206,6 +221,15 @@ def _say_cross_validated(run: Run, config: TuningConfig) -> None:
         print(f"Left as before: {category} ({reason}).")
 
 
+def _log(name: str, folder: Path, categories: Sequence[str], config: TuningConfig) -> None:
+    """The curves of a search or polish that is done, by generation or by pull, for TensorBoard."""
+    if name == "ga":
+        curve, scores = f"search/m{config.ga.metric}", storage.read_arrays(folder / "history.npz")["score"]
+    else:
+        curve, scores = f"polish/m{config.polish.metric}", storage.read_arrays(folder / "kept.npz")["score"]
+    tensorboard.write_curves(folder / tensorboard.FOLDER, curve, categories, scores)
+
+
 def _part_files(folder: Path, num: int) -> list[Path]:
     """Where a stage keeps the heads of each part; a single part's are the stage's own."""
     return [folder / "heads.npz"] if num == 1 else [folder / f"fold_{i}.npz" for i in range(num)]
@@ -242,7 +266,12 @@ def _tune_stage(
     if name == "polish":
         storage.write_arrays(
             folder / "kept.npz",
-            {"pull": np.array([one.pulls for one in found]), "step": np.array([one.steps for one in found])},
+            {
+                "pull": np.array([one.pulls for one in found]),
+                "step": np.array([one.steps for one in found]),
+                "candidate": np.array(found[0].candidates),
+                "score": np.asarray(metrics.mean_defined(np.stack([one.scores for one in found], axis=-1))),
+            },
         )
     else:
         each = np.stack([np.concatenate([one.before[None], one.history]) for one in found], axis=-1)
@@ -260,6 +289,8 @@ def _tune_stage(
 def main() -> None:
     """Read the file, tune its heads, report."""
     config = tyro.cli(Finetuning, default=with_recipe(Finetuning(), cli.recipe_of(sys.argv[1:])))
+    if config.tensorboard:
+        tensorboard.check()
     categories, embeddings, heads = read(config)
     digest = hashlib.sha256(config.file.read_bytes() + config.minus_one.encode()).hexdigest()[:16]
     run = runs.create(config.workdir, config, categories, digest)

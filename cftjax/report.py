@@ -10,21 +10,24 @@ import dataclasses
 import io
 import json
 import math
-import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
+from PIL import Image
 from rich.console import Console
 
-from cftjax import bootstrap, figures, metrics, reliability, tables
+from cftjax import bootstrap, figures, metrics, mistakes, page, reliability, storage, tables
 from cftjax.bootstrap import Interval, Resampled
 from cftjax.config import Metric, ReportConfig
+from cftjax.mistakes import Heatmaps
+from cftjax.page import Setting
 from cftjax.reliability import Bins
 from cftjax.tables import MEAN, STAGES
 from cftjax.types import Embeddings, Heads, Records
@@ -34,6 +37,8 @@ ROWS_AT_ONCE = 8192
 # Logits of all stages of one group of categories, in bytes.
 LOGITS_BYTES = 256 * 2**20
 NUM_IMAGES = 24
+# A figure of more is embedded as pixels: thousands of lines would make the page slow.
+SVG_BYTES = 400_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +58,9 @@ class Scores:
     resampled_units: str
 
 
-def logits(heads: Mapping[str, Heads], embeddings: Embeddings, some: slice) -> dict[str, Float[np.ndarray, "n g"]]:
+def logits(
+    heads: Mapping[str, Heads], embeddings: Embeddings, some: slice | list[int]
+) -> dict[str, Float[np.ndarray, "n g"]]:
     """Raw logits of each stage for some categories, reading the embeddings once, a block of rows at a time."""
     picked = {stage: Heads(np.asarray(head.kernel)[some], np.asarray(head.bias)[some]) for stage, head in heads.items()}
     found = {stage: np.empty((len(embeddings), len(head.bias)), np.float32) for stage, head in picked.items()}
@@ -139,17 +146,33 @@ def _known(embeddings: Embeddings) -> dict[str, list[int]]:
     return {"positive": (labels & known).sum(0).tolist(), "negative": (~labels & known).sum(0).tolist()}
 
 
-def _save(path: Path, content: bytes) -> None:
-    """Write under another name first, so that a killed run leaves the old file or the new one, never half of one."""
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
-
-
-def _save_figure(path: Path, figure: Figure) -> None:
+def _drawn(figure: Figure, kind: str) -> bytes:
+    """A figure as the content of a file; the same figure gives the same bytes."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
-    _save(path, buffer.getvalue())
+    metadata = {"Date": None} if kind == "svg" else None
+    with matplotlib.rc_context({"svg.hashsalt": "cftjax"}):
+        figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
+    return buffer.getvalue()
+
+
+def _embedded(name: str, figure: Figure, png: bytes) -> page.Figure:
+    """A figure as the page shows it: sharp at any size where that is small, photographs as JPEG."""
+    if name.endswith("images"):
+        buffer = io.BytesIO()
+        Image.open(io.BytesIO(png)).convert("RGB").save(buffer, "JPEG", quality=85)
+        return page.Figure("images", buffer.getvalue(), "image/jpeg")
+    svg = _drawn(figure, "svg")
+    return page.Figure(name, svg, "image/svg+xml") if len(svg) < SVG_BYTES else page.Figure(name, png, "image/png")
+
+
+def _mistakes(
+    records: Records, embeddings: Embeddings, final: Heads, average_precision: np.ndarray, heatmaps: Heatmaps | None
+) -> list[mistakes.Mistakes]:
+    """The worst mistakes of the categories furthest from perfect."""
+    some = mistakes.categories_shown(average_precision)
+    found = logits({"final": final}, embeddings, some)["final"]
+    labels, known = (np.asarray(x[:, some], bool) for x in (embeddings.labels, embeddings.known))
+    return mistakes.find(some, found, labels, known, records, heatmaps)
 
 
 def _images(records: Records, embeddings: Embeddings, final: Heads, categories: Sequence[str], split: str) -> Figure:
@@ -177,11 +200,15 @@ def write(
     metric: Metric,
     seconds: Mapping[str, float],
     config: ReportConfig,
+    title: str,
+    settings: Sequence[Setting] = (),
+    versions: Mapping[str, str] | None = None,
     records: Records | None = None,
+    heatmaps: Heatmaps | None = None,
     seed: int = 0,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Measure a run, print its table, and write metrics.json, table.txt, table.csv and the figures.
+    """Measure a run, print its table, and write index.html, metrics.json, table.txt, table.csv and the figures.
 
     Args:
         folder: where to; made if need be.
@@ -195,7 +222,12 @@ def write(
         metric: which score the table and figures show.
         seconds: stage -> how long it took.
         config: how many resamples.
-        records: the images of the split reported, in the order of its embeddings; None leaves out their sheet.
+        title: what the page calls the run.
+        settings: of the run, for the page.
+        versions: library -> version, for the page.
+        records: the images of the split reported, in the order of its embeddings; None leaves out their sheet and the
+            page's mistakes.
+        heatmaps: where the images of mistakes speak for their category; None leaves the maps out.
         seed: of the bootstrap.
         console: where the table is printed; None is the terminal.
 
@@ -211,14 +243,17 @@ def write(
     scores = {split: measure(embeddings[split], heads, resamples=config.resamples, seed=seed) for split in splits}
     out: dict[str, Any] = {"categories": list(categories), "metric": metric}
     out |= {split: to_dict(scores[split]) for split in splits}
+    out["images"] = {split: len(embeddings[split]) for split in ("train", *splits)}
     out |= {"chosen": list(chosen), "untuned": dict(untuned)}
     out["known"] = {split: _known(embeddings[split]) for split in ("train", *splits)}
     out["unopened"] = {split: list(embeddings[split].unopened) for split in ("train", *splits)}
     out["seconds"] = {name: float(value) for name, value in seconds.items()}
-    _save(folder / "metrics.json", (json.dumps(out, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode())
+    storage.write_bytes(
+        folder / "metrics.json", (json.dumps(out, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode()
+    )
 
     split = splits[-1]
-    _save(folder / "table.csv", tables.to_csv(out).encode())
+    storage.write_bytes(folder / "table.csv", tables.to_csv(out).encode())
     plain = Console(file=io.StringIO(), width=tables.FULL_WIDTH, color_system=None, record=True)
     # A pipe or a log has no width of its own, and Rich would assume 80.
     console = console or Console(width=None if sys.stdout.isatty() else tables.FULL_WIDTH)
@@ -226,21 +261,29 @@ def write(
         target.print(tables.table(out, width=target.width))
         for note in tables.notes(out):
             target.print(note, markup=False, highlight=False, emoji=False)
-    _save(folder / "table.txt", re.sub(" +$", "", plain.export_text(), flags=re.MULTILINE).encode())
+    storage.write_bytes(folder / "table.txt", re.sub(" +$", "", plain.export_text(), flags=re.MULTILINE).encode())
 
     before, after = (scores[split].points[stage][metric] for stage in ("backbone", "final"))
     bins = {"before (backbone)": scores[split].bins["backbone"], "after (final)": scores[split].bins["final"]}
     drawn = {
         "before_after": figures.before_after(categories, before, after, metric=metric, split=split),
-        "search_history": figures.search_history(categories, history["generation"], history["score"], metric=metric),
         "reliability": figures.reliability(bins, split=split),
+        "search_history": figures.search_history(categories, history["generation"], history["score"], metric=metric),
     }
     for old in SPLITS:
         (folder / f"{old}_images.png").unlink(missing_ok=True)
     if records is not None and len(embeddings[split].unopened) < len(records):
         drawn[f"{split}_images"] = _images(records, embeddings[split], heads["final"], categories, split)
+    embedded = []
     for name, figure in drawn.items():
-        _save_figure(folder / f"{name}.png", figure)
+        png = _drawn(figure, "png")
+        storage.write_bytes(folder / f"{name}.png", png)
+        embedded.append(_embedded(name, figure, png))
+
+    ap = scores[split].points["final"]["AP"]
+    found = None if records is None else _mistakes(records, embeddings[split], heads["final"], ap, heatmaps)
+    text = page.render(out, title=title, figures=embedded, mistakes=found, settings=settings, versions=versions)
+    storage.write_bytes(folder / "index.html", text.encode())
     return out
 
 

@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from cftjax import cli, embedding, finetune, frozen, runs, storage, training
+import numpy as np
+
+from cftjax import cli, embedding, finetune, frozen, model, runs, storage, tensorboard, training
 from cftjax.config import Config, check_together, deciding
 from cftjax.data import cache, splits
+from cftjax.data.preprocessing import Box
 from cftjax.default import get_config
+from cftjax.mistakes import Heatmaps
 from cftjax.runs import Run
 from cftjax.types import SPLITS, Dataset
 
@@ -25,9 +30,11 @@ def main() -> None:
         "Train a multi-label classifier from partial labels, then tune each category's head.", get_config
     )
     config = experiment.config
+    if config.tensorboard:
+        tensorboard.check()
     with opened(config.data.load(), config, experiment.workdir) as (run, dataset):
         keys = train_backbone(run, dataset, config)
-        finetune.tune(run, config, keys, dataset.splits.get("test"))
+        finetune.tune(run, config, keys, dataset.splits.get("test"), heatmaps(run))
     print(f"Report: {run.folder / 'report'}")
 
 
@@ -128,6 +135,19 @@ def train_head(run: Run, dataset: Dataset, config: Config[Any], needed: Sequence
         if not stage.complete:
             storage.write_heads(stage.folder / "heads.npz", training.load(trained.folder)[1])
     return [*keys.values(), stage.key]
+
+
+def heatmaps(run: Run) -> Heatmaps:
+    """Where the final heads of a run see a category; the model is loaded at the first use, when there is one."""
+    load = functools.cache(model.load)
+
+    def maps(images: Sequence[np.ndarray], category: int) -> list[tuple[np.ndarray, Box]]:
+        trained = load(run.folder)
+        found = trained.heatmaps(images, [run.categories[category]])[..., 0]
+        boxes = [trained.preprocessing.box(*image.shape[:2]) for image in images]
+        return list(zip(found, boxes, strict=True))
+
+    return maps
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 `Images` is what a whole classifier is trained on; `frozen.Embedded` takes its place where the head is trained alone.
 
 In its folder, `best/STEP` holds the weights of the best epoch (moving averages, all that inference needs), `state/STEP`
-the last two states (all that going on needs), and `history.json` the loss and validation score of every epoch.
+the last two states (all that going on needs), and `history.json` the loss and validation score of every epoch;
+`tensorboard` is there where it was asked for.
 """
 
 from __future__ import annotations
@@ -18,12 +19,24 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import grain
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Float32, Int
 
-from cftjax import backbones, checkpoints, devices, embedding, interruption, metrics, storage, types, unknowns
+from cftjax import (
+    backbones,
+    checkpoints,
+    devices,
+    embedding,
+    interruption,
+    metrics,
+    storage,
+    tensorboard,
+    types,
+    unknowns,
+)
 from cftjax import train_step as steps
 from cftjax.config import BackboneConfig, Config, TrainingConfig, check_together
 from cftjax.data import labels, pipeline
@@ -228,7 +241,7 @@ def fit(dataset: types.Dataset, config: Config[Any], folder: Path, *, mesh: Mesh
 
     Args:
         dataset: with the split `train`, and `validation` where there is one.
-        config: its labels, input, backbone, training, embed.batch_size and seed are read.
+        config: its labels, input, backbone, training, embed.batch_size, seed and tensorboard are read.
         folder: of checkpoints and history.
         mesh: of the devices; all of them if None.
 
@@ -258,7 +271,11 @@ def follow(source: Source, config: Config[Any], folder: Path, mesh: Mesh | None 
         interruption.deferred() as asked,
         Progress("Train", unit="steps") as shown,
         contextlib.closing(training.iterator),
+        contextlib.ExitStack() as stack,
     ):
+        if config.tensorboard and devices.is_primary():
+            log = tensorboard.Log(folder / tensorboard.FOLDER, after=training.history.step)
+            training.log = stack.enter_context(log)
         shown.update(training.history.step, training.spec.num_steps, "compiling")
         while not training.history.finished:
             training.step()
@@ -305,6 +322,8 @@ class Training:
         )
         self.advance = steps.compiled(self.spec)
         self.writer = checkpoints.Writer()
+        self.log: tensorboard.Log | None = None
+        self.rates = np.asarray(jax.vmap(steps.schedule(settings, num_steps))(jnp.arange(num_steps)))
         self.waiting: Step | None = None
         self.loss = math.nan
         self.saved_at = time.monotonic()
@@ -342,6 +361,9 @@ class Training:
         if not math.isfinite(self.loss):
             self.fail(last)
         self.history = dataclasses.replace(self.history, epoch_loss=self.history.epoch_loss + self.loss)
+        if self.log is not None:
+            values = {"training/loss": self.loss, "training/learning_rate": float(self.rates[last.number])}
+            self.log.scalars(last.number + 1, values)
 
     def fail(self, last: Step) -> None:
         """Save the state before the step that went wrong, and say what was in it."""
@@ -379,6 +401,9 @@ class Training:
         )
         self.note_unopened()
         history = self.history
+        if self.log is not None:
+            values = {"epoch/training_loss": history.loss[-1], f"epoch/validation_m{settings.metric}": score}
+            self.log.scalars(history.step, values)
         if history.step == self.spec.num_steps:
             self.history = dataclasses.replace(history, finished="all steps are done")
         elif epoch - history.best_epoch >= settings.patience:
@@ -430,6 +455,9 @@ class Training:
         self.note_unopened()
         self.saved_at = time.monotonic()
         self.writer.wait()
+        if self.log is not None:
+            # Before the state: going on from it must not find a gap.
+            self.log.flush()
         if self.history.step in checkpoints.steps(self.folder / "state"):
             return
         metadata = {

@@ -60,6 +60,7 @@ def make_run(groups=False):
         "metric": "AP",
         "seconds": {"search": 1.5},
         "config": ReportConfig(resamples=RESAMPLES),
+        "title": "a run",
     }
 
 
@@ -319,7 +320,7 @@ def test_the_figures_are_written_and_not_blank(written):
         assert min(image.shape[:2]) > 300
         assert 0.01 < (image.min(-1) < 200).mean() < 0.9
         assert (image == 255).all(-1).mean() > 0.1
-    assert not list(folder.glob("*.partial"))
+    assert not list(folder.glob(".*"))
 
 
 def test_an_older_sheet_of_images_is_not_left_beside_a_report_without_one(tmp_path):

@@ -41,6 +41,8 @@ class Polished:
         steps: [c] the step that was kept, 0 where the head stays.
         pulls: [c] the pull and strength that was kept, such as `zero 0.001`; empty where the head stays.
         untuned: category -> why it could not be tuned.
+        candidates: names of the s pulls and strengths, in the order of `pulls(config)`.
+        scores: [s c] validation score of each; NaN where not tuned.
     """
 
     heads: Heads
@@ -49,6 +51,8 @@ class Polished:
     steps: Int[np.ndarray, " c"]
     pulls: list[str]
     untuned: dict[int, str]
+    candidates: list[str]
+    scores: Float[np.ndarray, "s c"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -270,7 +274,11 @@ def polish(
             after[c], steps[c], names[c] = found[c]["score"][i], found[c]["step"][i], pull.name
     if config.refit_bias:
         bias = problems.refit_bias(Heads(kernel, bias), train, [c for c in tuned if names[c]])
-    return Polished(Heads(kernel, bias), before, after, steps, names, untuned)
+    scores = np.full((len(candidates), len(kernel)), np.nan, np.float32)
+    for c, result in found.items():
+        scores[:, c] = result["score"]
+    every = [pull.name for pull in candidates]
+    return Polished(Heads(kernel, bias), before, after, steps, names, untuned, every, scores)
 
 
 def _picked(
