@@ -1,7 +1,8 @@
 """Category-wise Fine-Tuning of multi-label image classifiers trained with partial labels.
 
 With arrays: `fine_tune`, or its parts `search`, `polish` and `choose`; scores in `metrics`, losses in `losses`. With
-a run that `python -m cftjax.train` or `python -m cftjax.finetune` made: `open_run`.
+a run that `python -m cftjax.train` or `python -m cftjax.finetune` made: `open_run`. With images: `load`, the model of a
+run.
 """
 
 from __future__ import annotations
@@ -15,16 +16,21 @@ from cftjax.cft.polish import polish
 from cftjax.cft.search import search
 from cftjax.cft.tuning import fine_tune
 from cftjax.config import TuningConfig, with_recipe
+from cftjax.decisions import Decisions
+from cftjax.model import Model, load
 from cftjax.runs import Run
 from cftjax.types import Embeddings, Heads
 
 __all__ = [
+    "Decisions",
     "Embeddings",
     "Heads",
+    "Model",
     "Run",
     "TuningConfig",
     "choose",
     "fine_tune",
+    "load",
     "losses",
     "metrics",
     "open_run",

@@ -121,7 +121,13 @@ class Heads:
     def __call__(self, z: Num[Array, ...]) -> Float[jax.Array, "n c"]:
         """Raw logits of embeddings shared by the categories, [n d], or of one embedding per category, [n c d]."""
         z = jnp.asarray(z)
-        product = jnp.einsum("ncd,cd->nc" if z.ndim == 3 else "nd,cd->nc", z, jnp.asarray(self.kernel))
+        product = jnp.einsum(
+            "ncd,cd->nc" if z.ndim == 3 else "nd,cd->nc",
+            z,
+            jnp.asarray(self.kernel),
+            # Accelerators would round to bfloat16, differently from batch to batch.
+            precision=jax.lax.Precision.HIGHEST,
+        )
         return product + jnp.asarray(self.bias)[None, :]
 
 

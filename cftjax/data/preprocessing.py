@@ -76,12 +76,30 @@ class Preprocessing:
             side = min(height, width)
             left, top = (width - side) / 2, (height - side) / 2
             return np.asarray(opened.resize((size, size), resampling, (left, top, left + side, top + side)))
-        longest = max(height, width)
-        height, width = max(round(size * height / longest), 1), max(round(size * width / longest), 1)
+        height, width = self.letterboxed(height, width)
         top, left = (size - height) // 2, (size - width) // 2
         result = np.full((size, size, 3), self.fill, np.uint8)
         result[top : top + height, left : left + width] = np.asarray(opened.resize((width, height), resampling))
         return result
+
+    def box(self, height: int, width: int) -> Box:
+        """What of an image of this size the square shows, in its pixels; beyond the image where there are borders."""
+        size = self.image_size
+        if self.resize == "squash" or height == width:
+            return 0, 0, width, height
+        if self.resize == "center_crop":
+            side = min(height, width)
+            left, top = (width - side) / 2, (height - side) / 2
+            return left, top, left + side, top + side
+        inner_height, inner_width = self.letterboxed(height, width)
+        top, left = (size - inner_height) // 2, (size - inner_width) // 2
+        y, x = height / inner_height, width / inner_width  # pixels of the image per pixel of the square
+        return -left * x, -top * y, (size - left) * x, (size - top) * y
+
+    def letterboxed(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width within the square of an image of this size."""
+        longest = max(height, width)
+        return max(round(self.image_size * height / longest), 1), max(round(self.image_size * width / longest), 1)
 
     def crop(self, image: UInt8[np.ndarray, "h w 3"], box: Box) -> UInt8[np.ndarray, "s s 3"]:
         """Resize the part of an image within (left, top, right, bottom), in pixels, to the whole square."""

@@ -149,11 +149,13 @@ def nearest(name: str, folder: Path) -> str:
             names = sorted(entry.name for entry, _ in zip(entries, range(NAMES_COMPARED), strict=False))
     except OSError as error:
         return f"cannot be listed ({error.strerror})"
+    return closest(name, names)
+
+
+def closest(name: str, names: Sequence[str]) -> str:
+    """What there is instead of `name`, as the end of a sentence: the nearest, or the first few."""
     if not names:
         return "is empty"
     folded = {existing.lower(): existing for existing in reversed(names)}
     close = difflib.get_close_matches(name.lower(), folded, n=1)
-    if close:
-        return f"has {folded[close[0]]}"
-    few = ", ".join(names[:5])
-    return f"has {few}" + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return f"has {folded[close[0]] if close else few(names, 5)}"

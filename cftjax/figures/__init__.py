@@ -5,10 +5,19 @@ prints them.
 """
 
 from cftjax.figures.calibration import reliability
+from cftjax.figures.heatmaps import heatmaps
 from cftjax.figures.images import image_sheet
 from cftjax.figures.labels import label_counts
 from cftjax.figures.scores import before_after
 from cftjax.figures.search import search_history
 from cftjax.figures.sweep import over_proportions
 
-__all__ = ["before_after", "image_sheet", "label_counts", "over_proportions", "reliability", "search_history"]
+__all__ = [
+    "before_after",
+    "heatmaps",
+    "image_sheet",
+    "label_counts",
+    "over_proportions",
+    "reliability",
+    "search_history",
+]

@@ -1,0 +1,244 @@
+"""Probabilities and decisions for images: `python -m cftjax.predict RUN PATH… -o out.csv`.
+
+The run must be one of `python -m cftjax.train`; nothing else of it is needed, neither its data nor its configuration.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import tyro
+from jaxtyping import Bool, Float, UInt8
+
+from cftjax import cli, devices, embedding, figures, predictions, storage
+from cftjax import model as models
+from cftjax.config import InputConfig
+from cftjax.data import finding, images
+from cftjax.data.problems import closest, few
+from cftjax.model import Model, View
+from cftjax.predictions import Predictions
+from cftjax.progress import Progress
+
+# Errors printed at the end; the output has them all.
+MOST_PRINTED = 10
+# Pixels that an image below a heatmap is reduced to, where its file allows it.
+DRAWN_SIZE = 512
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Predicting:
+    """Probability and decision of every category for images, one row per image, by a run of cftjax.train.
+
+    Images are files, folders (searched with all below them), patterns in quotes ('scans/**/*.png'), and tables (.csv,
+    .parquet) with a column `path` of files, relative to the table's folder or absolute.
+    """
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """The run: the --workdir of its training."""
+    paths: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Images, folders, patterns, tables; an image named twice has one row."""
+    output: Annotated[Path, tyro.conf.arg(aliases=("-o",))]
+    """The table to write: .csv, .jsonl or .parquet, with the columns path, NAME (probability), NAME decision (1 or 0),
+    and error (why an image could not be read; it has no values then)."""
+    overwrite: bool = False
+    """Replace an output that exists."""
+    batch_size: int | None = None
+    """Images per step, over all devices; None for what the run embedded with."""
+    workers: int = 2
+    """Threads that open and resize images."""
+    tta: tuple[View, ...] = ()
+    """Look at every image several times and take the mean of the logits: `mirror` images, and images moved a little
+    (`shift`). Only what the run was trained on is allowed. Thresholds and calibration were fitted without it."""
+    heatmaps: Path | None = None
+    """A folder for pictures of where categories are seen, one PNG per image with any."""
+    heatmaps_at_most: int = 4
+    """Categories per picture: those decided positive, the most probable first."""
+    heatmaps_of: tuple[str, ...] = ()
+    """Draw these categories over every image, whatever is decided."""
+
+    def __post_init__(self) -> None:
+        """Refuse settings out of range."""
+        if self.workers < 0 or self.heatmaps_at_most < 1:
+            raise ValueError("--workers must be at least 0, --heatmaps-at-most at least 1")
+        if self.heatmaps is None and self.heatmaps_of:
+            raise ValueError("--heatmaps-of needs a folder for the pictures: --heatmaps DIR")
+        if self.heatmaps is not None and self.heatmaps.exists() and not self.heatmaps.is_dir():
+            raise ValueError(f"--heatmaps {self.heatmaps} is a file; give a folder")
+
+
+class Opening:
+    """Opens the file of a row, and keeps why some could not be opened."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        """Open these."""
+        self.files = files
+        self.errors: dict[int, str] = {}
+
+    def __call__(self, row: int) -> UInt8[np.ndarray, "h w 3"]:
+        """The image of a row.
+
+        Raises:
+            ImageError: it cannot be read, or what reads such files is not installed.
+        """
+        try:
+            return images.open_image(self.files[row])
+        except (images.ImageError, ImportError) as error:
+            self.errors[row] = str(error)
+            raise images.ImageError(str(error)) from error
+
+
+def main() -> None:
+    """Check everything, then predict, write and draw block by block, and name what could not be read."""
+    options: Any = tyro.cli(Predicting, prog="python -m cftjax.predict")
+    predictions.check_output(options.output, options.overwrite)
+    names, files = finding.find(options.paths)
+    model = models.load(options.run)
+    for name in options.heatmaps_of:
+        if name not in model.categories:
+            raise ValueError(f"--heatmaps-of {name}: no such category; the model {closest(name, model.categories)}")
+    errors, positive, drawn = predict(model, names, files, options)
+    say(model, names, errors, positive, options)
+    if options.heatmaps is not None:
+        print(f"Heatmaps of {drawn:,} images: {options.heatmaps}")
+
+
+def predict(
+    model: Model, names: Sequence[str], files: Sequence[Path], options: Predicting
+) -> tuple[dict[int, str], np.ndarray, int]:
+    """Predict all images and write the output.
+
+    Returns:
+        Why rows could not be read; how often each category was decided positive; and the number of pictures drawn.
+
+    Raises:
+        ValueError: where no image at all can be read, and settings that do not fit the devices or the run.
+    """
+    size = options.batch_size
+    if size is None:
+        size = models.batch_size(len(files), model.batch_size)
+    else:
+        devices.check_batch_size("--batch-size", size, devices.mesh())
+    looking = model.looking(options.tta)
+    opening = Opening(files)
+    records = models.records_of(opening, names)
+    settings = InputConfig(workers=options.workers, on_bad_image="skip")
+    positive, drawn, start = np.zeros(len(model.categories), int), 0, 0
+    pictures = Pictures(model, files, options)
+    rows = embedding.embed_rows(looking.backbone, records, model.preprocessing, settings, size)
+    with (
+        predictions.writing(options.output, model.categories) as add,
+        Progress("Predict", unit="images") as shown,
+        contextlib.closing(rows),
+    ):
+        shown.update(0, len(files), "compiling")
+        for part in rows:
+            stop = start + len(part.z)
+            probs = model.decisions.probabilities(np.asarray(model.heads(part.z)))
+            decided = model.decide(probs)
+            reasons = [opening.errors.get(row, "") for row in range(start, stop)]
+            add(Predictions(names[start:stop], probs, decided, reasons))
+            positive += decided[part.opened].sum(0)
+            drawn += pictures.draw(start, probs, decided, part.opened)
+            start = stop
+            bad = f"{len(opening.errors):,} could not be read" if opening.errors else ""
+            shown.update(stop, len(files), bad)
+        if len(opening.errors) == len(files):
+            raise ValueError(f"no image could be read, so that nothing is written: {told(opening.errors)}")
+    return opening.errors, positive, drawn
+
+
+class Pictures:
+    """The pictures of where categories are seen."""
+
+    def __init__(self, model: Model, files: Sequence[Path], options: Predicting) -> None:
+        """Of these images, as the options say."""
+        self.model, self.files, self.options = model, files, options
+        absolute = [Path(os.path.abspath(file)) for file in files]
+        self.common = os.path.commonpath([file.parent for file in absolute])
+        self.alike = Counter(file.with_suffix("") for file in absolute)
+
+    def draw(
+        self,
+        start: int,
+        probs: Float[np.ndarray, "m c"],
+        decided: Bool[np.ndarray, "m c"],
+        opened: Bool[np.ndarray, " m"],
+    ) -> int:
+        """Draw consecutive images from row `start` on; the number of pictures."""
+        folder = self.options.heatmaps
+        if folder is None:
+            return 0
+        wanted = {
+            row: found for row in np.flatnonzero(opened).tolist() if (found := self.shown(probs[row], decided[row]))
+        }
+        places = list(wanted)
+        for first in range(0, len(places), models.MAPPED_AT_ONCE):
+            some = places[first : first + models.MAPPED_AT_ONCE]
+            maps = self.model.heatmaps([self.files[start + row] for row in some])
+            for row, each in zip(some, maps, strict=True):
+                self.draw_one(folder, self.files[start + row], wanted[row], probs[row], each)
+        return len(places)
+
+    def shown(self, probs: Float[np.ndarray, " c"], decided: Bool[np.ndarray, " c"]) -> list[int]:
+        """The categories that a picture shows."""
+        if self.options.heatmaps_of:
+            return [self.model.categories.index(name) for name in self.options.heatmaps_of]
+        order = np.argsort(-probs, kind="stable")
+        return order[decided[order]][: self.options.heatmaps_at_most].tolist()
+
+    def name(self, file: Path) -> str:
+        """An image's own below the folder that all share; its ending stays where another differs in nothing else."""
+        file = Path(os.path.abspath(file))
+        own = file if self.alike[file.with_suffix("")] > 1 else file.with_suffix("")
+        return f"{os.path.relpath(own, self.common)}.png"
+
+    def draw_one(
+        self,
+        folder: Path,
+        file: Path,
+        shown: Sequence[int],
+        probs: Float[np.ndarray, " c"],
+        maps: Float[np.ndarray, "y x c"],
+    ) -> None:
+        """One image."""
+        image = images.open_image(file, min_size=DRAWN_SIZE)
+        names = [self.model.categories[c] for c in shown]
+        box = self.model.preprocessing.box(*image.shape[:2])
+        figure = figures.heatmaps(image, names, probs[shown], maps[..., shown], box)
+        with storage.replacing(folder / self.name(file)) as part:
+            figure.savefig(part, format="png", dpi=110)
+
+
+def told(errors: dict[int, str]) -> str:
+    """The first errors, and how many more there are."""
+    return few([errors[row] for row in sorted(errors)], MOST_PRINTED)
+
+
+def say(model: Model, names: Sequence[str], errors: dict[int, str], positive: np.ndarray, options: Predicting) -> None:
+    """What was done, and what the reader of the output must know."""
+    for row in sorted(errors)[:MOST_PRINTED]:
+        print(errors[row], file=sys.stderr)
+    if len(errors) > MOST_PRINTED:
+        print(f"and {len(errors) - MOST_PRINTED:,} more; the column error has them all", file=sys.stderr)
+    fitted = model.decisions.fitted_on
+    if fitted.note:
+        print(f"Thresholds and calibration: {fitted.note}.")
+    for note in dict.fromkeys(model.decisions.notes.values()):
+        print(f"Decisions of {few([c for c, own in model.decisions.notes.items() if own == note])}: {note}.")
+    often = np.argsort(-positive, kind="stable")[:10]
+    counts = [f"{model.categories[c]} {positive[c]:,}" for c in often if positive[c]]
+    print(f"Decided positive: {', '.join(counts) or 'nothing'}{', …' if (positive > 0).sum() > 10 else ''}")
+    unread = f", {len(errors):,} of them could not be read" if errors else ""
+    print(f"{len(names):,} images{unread}: {options.output}")
+
+
+if __name__ == "__main__":
+    cli.run(main, stopped="Stopped; nothing is written.")
