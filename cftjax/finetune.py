@@ -17,7 +17,7 @@ import jax
 import numpy as np
 import tyro
 
-from cftjax import bundles, cli, decisions, devices, embedding, metrics, report, runs, storage
+from cftjax import bundles, card, cli, decisions, devices, embedding, metrics, report, runs, storage
 from cftjax.cft import tuning
 from cftjax.cft.search import Found
 from cftjax.config import ORDERS, TuningConfig, with_recipe
@@ -94,13 +94,14 @@ def tune(run: Run, config: TuningConfig, made_from: Sequence[str], records: Reco
             content = {"chosen": chosen.names, "untuned": untuned, "scores": judged}
             storage.write_json(final.folder / "chosen.json", content)
             storage.write_heads(final.folder / "heads.npz", chosen.heads)
-            _hand_back(run, chosen.heads)
+    _hand_back(run, run.heads("final"))
 
     with run.stage("decisions", [config.decide], [final.key]) as decided:
         if not decided.complete:
             _decide(run, embeddings, config, decided.folder)
 
     if not any(split in embeddings for split in report.SPLITS):
+        card.write(run)
         _say_cross_validated(run, config)
         return {}
     with run.stage("report", [config.report, config.choose.metric], [final.key]) as reported:
@@ -120,6 +121,7 @@ def tune(run: Run, config: TuningConfig, made_from: Sequence[str], records: Reco
                 records=records,
                 seed=config.seed,
             )
+    card.write(run)
     return storage.read_json(run.folder / "report" / "metrics.json")
 
 
