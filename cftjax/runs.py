@@ -107,12 +107,18 @@ class Run:
             )
         return decisions.read(path)
 
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Those that the run has embedded, in the order train, validation, test."""
+        return tuple(split for split in SPLITS if (self.folder / "embeddings" / split).is_dir())
+
     def embeddings(self, split: str) -> Embeddings:
         """A split's embeddings, as memory maps."""
         folder = self.folder / "embeddings" / split
         if not folder.is_dir():
-            present = [s for s in SPLITS if (self.folder / "embeddings" / s).is_dir()]
-            raise FileNotFoundError(f"{self.folder} has no split {split!r}; it has {', '.join(present) or 'none yet'}")
+            raise FileNotFoundError(
+                f"{self.folder} has no split {split!r}; it has {', '.join(self.splits) or 'none yet'}"
+            )
         return embedding.load(folder)
 
     def names(self, split: str) -> list[str] | None:
@@ -210,6 +216,7 @@ def create(folder: Path, settings: Any, categories: Sequence[str], fingerprint: 
         {
             "format": FORMAT,
             "settings": plain(settings),
+            "source": type(getattr(settings, "data", settings)).__name__,
             "categories": list(categories),
             "fingerprint": fingerprint,
             "preprocessing": plain(preprocessing),

@@ -506,12 +506,13 @@ def heads_of(model: Classifier) -> types.Heads:
     return types.Heads(head["kernel"].T, head["bias"])
 
 
-def load(folder: Path, mesh: Mesh | None = None) -> tuple[Any, types.Heads]:
+def load(folder: Path, mesh: Mesh | None = None, dtype: Any = None) -> tuple[Any, types.Heads]:
     """The backbone, ready to embed, and the heads of the best epoch.
 
     Args:
         folder: that `fit` wrote.
         mesh: of the devices to place the weights on; all of them if None.
+        dtype: of the backbone's arithmetic; the one it was trained in if None.
 
     Raises:
         FileNotFoundError: where no epoch is finished.
@@ -520,7 +521,7 @@ def load(folder: Path, mesh: Mesh | None = None) -> tuple[Any, types.Heads]:
     if not found:
         raise FileNotFoundError(f"{folder} holds no trained backbone: run the training command again to finish it.")
     metadata = checkpoints.metadata(folder / "best", found[-1])
-    dtype = devices.compute_dtype(metadata["compute_dtype"])
+    dtype = devices.compute_dtype(metadata["compute_dtype"]) if dtype is None else dtype
     architecture = (BackboneConfig(**metadata["backbone"]), metadata["num_categories"], dtype)
     graphdef, params, stats, _ = steps.abstract_classifier(*architecture)
     whole = devices.replicated(devices.mesh() if mesh is None else mesh)
