@@ -46,6 +46,8 @@ class Log:
         check()
         from tensorboardX import SummaryWriter  # an extra
 
+        if not after:
+            shutil.rmtree(folder, ignore_errors=True)
         # Readers take files in the order of their names, and no two attempts may write into the same.
         suffix = f".{after:012d}"
         self.writer: Any = SummaryWriter(str(folder), purge_step=after + 1 if after else None, filename_suffix=suffix)
@@ -62,9 +64,15 @@ class Log:
 
     def scalars(self, step: int, values: Mapping[str, float | None]) -> None:
         """Add a point to each curve; None and NaN are left out."""
-        for name, value in values.items():
-            if value is not None and not np.isnan(value):
-                self.writer.add_scalar(name, float(value), step)
+        from tensorboardX.proto.summary_pb2 import Summary  # an extra
+
+        # Not the writer's own add_scalar: it replaces characters, so that two categories may become one.
+        points = [
+            Summary.Value(tag=name, simple_value=value)
+            for name, value in values.items()
+            if value is not None and not np.isnan(value)
+        ]
+        self.writer.file_writer.add_summary(Summary(value=points), step)
 
     def flush(self) -> None:
         """Write down what was added."""
@@ -81,7 +89,6 @@ def write_curves(folder: Path, name: str, categories: Sequence[str], scores: Flo
         scores: [g c] by generation or pull; NaN where there is no point. In the mean a category that has stopped keeps
             its last score.
     """
-    shutil.rmtree(folder, ignore_errors=True)
     kept = np.array(scores, np.float32)
     for row in range(1, len(kept)):
         kept[row] = np.where(np.isnan(kept[row]), kept[row - 1], kept[row])

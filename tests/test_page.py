@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from PIL import Image
-from test_report import CATEGORIES, STAGES, make_records, make_run, write
+from test_report import CATEGORIES, STAGES, make_records, write
 
 from cftjax import mistakes, page, report
 from cftjax.config import GAConfig, TuningConfig
@@ -152,24 +152,24 @@ def test_changed_settings_are_marked_beside_their_defaults(written):
 
 def test_figures_and_thumbnails_are_embedded_and_open(written):
     _, _, _, parsed, asked = written
+    shown = parsed.text.count(" %, rank ")
     kinds = [source.partition(";")[0] for source in parsed.images]
     assert kinds[:4] == ["data:image/svg+xml"] * 3 + ["data:image/jpeg"]
     thumbnails = [Image.open(io.BytesIO(base64.b64decode(s.partition(",")[2]))) for s in parsed.images[4:]]
-    assert len(thumbnails) == 2 * 8 * len(asked)
+    assert len(thumbnails) == 2 * shown > 2 * len(asked) > 0  # each beside its heatmap
     assert {image.size for image in thumbnails} == {(128, 26)}
 
 
-def test_a_run_without_images_says_so_in_place_of_its_mistakes(tmp_path):
-    write(tmp_path)
-    text = Page((tmp_path / "index.html").read_text(encoding="utf-8")).text
-    assert "This run has embeddings and no images" in text
+def test_a_run_without_images_says_so_in_place_of_its_mistakes():
+    assert "This run has embeddings and no images" in Page(page.render(many(2), title="x")).text
 
 
-def test_without_a_test_split_the_page_warns(tmp_path):
-    embeddings = make_run()["embeddings"]
-    del embeddings["test"]
-    write(tmp_path, embeddings=embeddings)
-    assert "No test split." in (tmp_path / "index.html").read_text(encoding="utf-8")
+def test_without_a_test_split_the_page_warns():
+    metrics = many(2)
+    assert "No test split." not in page.render(metrics, title="x")
+    for of in (metrics, metrics["known"], metrics["images"], metrics["unopened"]):
+        of["validation"] = of.pop("test")
+    assert "No test split." in page.render(metrics, title="x")
 
 
 def test_mistakes_are_known_images_on_the_wrong_side_of_others_worst_first():
@@ -213,8 +213,8 @@ def test_the_categories_furthest_from_perfect_are_shown_and_their_number_is_boun
 def test_a_heat_is_red_where_it_is_positive_and_only_within_its_box():
     grey = np.full((64, 128, 3), 128, np.uint8)
     heat = np.array([[1.0, -1.0]])
-    picture = np.asarray(Image.open(io.BytesIO(mistakes.thumbnail(grey, heat, (32, 0, 96, 64))))).astype(int)
-    red, blue, outside = picture[32, 36], picture[32, 92], picture[32, 8]
+    picture = np.asarray(Image.open(io.BytesIO(mistakes.thumbnail(grey, heat, (32.0, 0.0, 96.0, 64.0))))).astype(int)
+    red, blue, outside = picture[32, 44], picture[32, 84], picture[32, 8]
     assert red[0] > red[2] + 50
     assert blue[2] > blue[0] + 30
     assert np.abs(outside - 128).max() < 6
@@ -250,7 +250,9 @@ def test_of_thousands_of_categories_most_rows_wait_and_the_page_stays_small():
 
 def test_large_figures_are_embedded_as_pixels(monkeypatch):
     monkeypatch.setattr(report, "SVG_BYTES", 10)
-    figure = report.figures.reliability({"x": report.reliability.bins(*np.zeros((3, 1, 1), bool))}, split="test")
+    figure = report.figures.reliability(
+        {"x": report.reliability.bins(np.zeros((1, 1)), *np.ones((2, 1, 1), bool))}, split="test"
+    )
     assert report._embedded("reliability", figure, b"png").kind == "image/png"
 
 
@@ -258,7 +260,7 @@ def test_large_figures_are_embedded_as_pixels(monkeypatch):
 def test_in_a_browser_a_head_sorts_and_what_is_undefined_stays_last(written, tmp_path):
     _, found, text, _, _ = written
     click = (
-        "<script>const b = document.querySelectorAll('thead button')[7]; b.click(); const first = order(); b.click();"
+        "<script>const b = document.querySelectorAll('thead button')[4]; b.click(); const first = order(); b.click();"
         "function order() { return Array.from(document.querySelectorAll('#categories tbody tr'), r => "
         "r.cells[0].title || r.cells[0].textContent) }"
         "document.title = JSON.stringify([first, order(), b.parentNode.getAttribute('aria-sort')])</script></body>"
@@ -272,7 +274,7 @@ def test_in_a_browser_a_head_sorts_and_what_is_undefined_stays_last(written, tmp
     assert title is not None, out.stderr
     unescaped = Page(f"<p>{title[1]}").text
     first, second, direction = json.loads(unescaped)
-    ap = dict(zip(found["categories"], found["test"]["final"]["AP"], strict=True))
+    ap = dict(zip(found["categories"], found["test"]["backbone"]["AP"], strict=True))
     defined = sorted((name for name in ap if ap[name] is not None), key=lambda name: -ap[name])
     assert first == [*defined, "no test positive"]
     assert second == [*defined[::-1], "no test positive"]
