@@ -160,7 +160,8 @@ def test_wrong_calls_are_refused_in_one_line(run, tmp_path, monkeypatch, capsys)
     code, said = call(tmp_path / "nothing")
     assert code == 1
     assert said == (
-        f"cftjax: error: {tmp_path / 'nothing'} is not a run (it has no config.json); give the --workdir of a training\n"
+        f"cftjax: error: {tmp_path / 'nothing'} is not a run (it has no config.json); give the --workdir of a "
+        "training\n"
     )
     (tmp_path / "file").write_text("")
     code, said = call(run.folder, "--output", tmp_path / "file")
