@@ -16,10 +16,10 @@ import jax
 import numpy as np
 import tyro
 
-from cftjax import cli, devices, embedding, metrics, report, runs, storage
+from cftjax import cli, devices, embedding, hosts, metrics, report, runs, storage
 from cftjax.cft import tuning
 from cftjax.cft.search import Found
-from cftjax.config import ORDERS, TuningConfig, with_recipe
+from cftjax.config import ORDERS, HostsConfig, TuningConfig, with_recipe
 from cftjax.data import labels as label_values
 from cftjax.progress import Progress
 from cftjax.runs import Run
@@ -43,6 +43,7 @@ class Finetuning(TuningConfig):
     """Search and polish as measures best, or as published."""
     minus_one: Literal["refuse", "uncertain", "unknown"] = "refuse"
     """What a label of -1 means: programs disagree, so that it is refused until you say."""
+    hosts: Annotated[HostsConfig, tyro.conf.arg(name="")] = dataclasses.field(default_factory=HostsConfig)
 
 
 def read(source: Finetuning) -> tuple[tuple[str, ...], dict[str, Embeddings], Heads]:
@@ -130,7 +131,7 @@ def tune(run: Run, config: TuningConfig, made_from: Sequence[str], records: Reco
                 fair[name] = arrays["fair_scores"]
 
     with run.stage("heads/final", [config.choose], [key]) as final:
-        if not final.complete:
+        if not final.complete and devices.is_primary():
             each = [
                 tuning.choose_of(part, named, config, fair)
                 for part, named, fair in zip(parts, candidates, fair_scores, strict=True)
@@ -144,10 +145,11 @@ def tune(run: Run, config: TuningConfig, made_from: Sequence[str], records: Reco
             storage.write_heads(run.folder / "heads.npz", chosen.heads)
 
     if not any(split in embeddings for split in report.SPLITS):
-        _say_cross_validated(run, config)
+        if devices.is_primary():
+            _say_cross_validated(run, config)
         return {}
     with run.stage("report", [config.report, config.choose.metric], [final.key]) as reported:
-        if not reported.complete:
+        if not reported.complete and devices.is_primary():
             choice = storage.read_json(run.folder / "heads" / "final" / "chosen.json")
             report.write(
                 reported.folder,
@@ -212,6 +214,8 @@ def _tune_stage(
                     name, part, heads, config, jax.random.key(config.seed), store=store, progress=report, mesh=mesh
                 )
             )
+    if not devices.is_primary():
+        return
     if name == "polish":
         storage.write_arrays(
             folder / "kept.npz",
@@ -233,6 +237,8 @@ def _tune_stage(
 def main() -> None:
     """Read the file, tune its heads, report."""
     config = tyro.cli(Finetuning, default=with_recipe(Finetuning(), cli.recipe_of(sys.argv[1:])))
+    hosts.join(config.hosts)
+    config = dataclasses.replace(config, hosts=HostsConfig())  # which is no setting of the run
     categories, embeddings, heads = read(config)
     digest = hashlib.sha256(config.file.read_bytes() + config.minus_one.encode()).hexdigest()[:16]
     run = runs.create(config.workdir, config, categories, digest)
@@ -240,13 +246,15 @@ def main() -> None:
         keys = []
         for split, content in embeddings.items():
             with run.stage(f"embeddings/{split}", [], [digest]) as stage:
-                if not stage.complete:
+                if not stage.complete and devices.is_primary():
                     embedding.save(stage.folder, content)
             keys.append(stage.key)
         with run.stage("heads/backbone", [], [digest]) as stage:
-            if not stage.complete:
+            if not stage.complete and devices.is_primary():
                 storage.write_heads(stage.folder / "heads.npz", heads)
         reported = tune(run, config, [*keys, stage.key])
+    if not devices.is_primary():
+        return
     if reported:
         print(f"Report: {run.folder / 'report'}")
     print(f"New last layer: {run.folder / 'heads.npz'}")

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from cftjax import cli, embedding, finetune, runs, storage, training
+from cftjax import cli, devices, embedding, finetune, hosts, runs, storage, training
 from cftjax.config import Config
 from cftjax.data import cache, splits
 from cftjax.default import get_config
@@ -25,10 +25,13 @@ def main() -> None:
         "Train a multi-label classifier from partial labels, then tune each category's head.", get_config
     )
     config = experiment.config
+    # Before anything asks for devices: from here on all hosts do the same.
+    hosts.join(experiment.hosts)
     with opened(config.data.load(), config, experiment.workdir) as (run, dataset):
         keys = train_backbone(run, dataset, config)
         finetune.tune(run, config, keys, dataset.splits.get("test"))
-    print(f"Report: {run.folder / 'report'}")
+    if devices.is_primary():
+        print(f"Report: {run.folder / 'report'}")
 
 
 @contextlib.contextmanager
@@ -44,7 +47,7 @@ def opened(loaded: Dataset, config: Config[Any], workdir: Path) -> Iterator[tupl
     dataset = prepared.dataset
     run = runs.create(workdir, config, dataset.categories, dataset.fingerprint, training.preprocessing(config))
     with run.writing():
-        if prepared.validation_rows is not None:
+        if prepared.validation_rows is not None and devices.is_primary():
             storage.write_arrays(run.folder / "validation_rows.npz", {"rows": prepared.validation_rows})
         yield run, dataset
 
@@ -81,7 +84,7 @@ def train_backbone(run: Run, dataset: Dataset, config: Config[Any], needed: Sequ
                 embedding.embed(backbone, records, preprocessing, config.input, config.embed.batch_size, stage.folder)
         keys.append(stage.key)
     with run.stage("heads/backbone", [], [trained.key]) as stage:
-        if not stage.complete:
+        if not stage.complete and devices.is_primary():
             storage.write_heads(stage.folder / "heads.npz", heads)
     return [*keys, stage.key]
 
