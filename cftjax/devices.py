@@ -77,7 +77,7 @@ def exchange(arrays: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
     file = io.BytesIO()
     np.savez(file, allow_pickle=False, **arrays)
     content = np.frombuffer(file.getvalue(), np.uint8)
-    lengths = multihost_utils.process_allgather(np.array([len(content)], np.int64)).reshape(-1)
+    lengths = multihost_utils.process_allgather(np.array([len(content)], np.int32)).reshape(-1)
     padded = np.pad(content, (0, int(lengths.max()) - len(content)))
     found = []
     for length, one in zip(lengths, multihost_utils.process_allgather(padded), strict=True):

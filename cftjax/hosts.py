@@ -1,7 +1,7 @@
 """Several hosts as one: `jax.distributed`, begun before anything asks JAX for a device.
 
-Every host runs the same command. All hold the same devices in one mesh; the first one (process 0) writes the small files
-of a run into a folder that all of them see.
+Every host runs the same command. All hold the same devices in one mesh; the first one (process 0) writes the small
+files of a run into a folder that all of them see.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ HEARTBEAT_SECONDS = 60
 SHUTDOWN_SECONDS = 60
 GOOGLE = "0x1ae0"
 LOST = (
-    "another host has stopped or cannot be reached. See what it says; the same command on all hosts goes on from what is "
-    "saved. The connection's own words: "
+    "another host has stopped or cannot be reached. See what it says; the same command on all hosts goes on from what "
+    "is saved. The connection's own words: "
 )
 
 
@@ -49,7 +49,9 @@ def join(config: HostsConfig) -> None:
         return
     if config.coordinator is None or config.num_processes is None or config.process_id is None:
         missing = [name for name, value in given.items() if value is None]
-        raise ValueError(f"--coordinator, --num-processes and --process-id go together: {', '.join(missing)} is missing")
+        raise ValueError(
+            f"--coordinator, --num-processes and --process-id go together: {', '.join(missing)} is missing"
+        )
     address, _, port = config.coordinator.rpartition(":")
     if not address or not port.isdecimal():
         raise ValueError(f"--coordinator {config.coordinator} is not HOST:PORT, such as 10.0.0.1:8476")

@@ -214,7 +214,7 @@ def create(folder: Path, settings: Any, categories: Sequence[str], fingerprint: 
     devices.barrier("run begins")
     if not path.is_file() or storage.read_json(path)["fingerprint"] != fingerprint:
         raise ValueError(
-            f"host {jax.process_index()} does not find in {path} what the first host has written: --workdir must lie on "
-            "a file system that all hosts share, and all must have the same data"
+            f"host {jax.process_index()} does not find in {path} what the first host has written: --workdir must lie "
+            "on a file system that all hosts share, and all must have the same data"
         )
     return Run(folder)

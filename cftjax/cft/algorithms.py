@@ -1,7 +1,7 @@
 """Any evosax algorithm behind one interface: ours by default, others by their evosax name.
 
-evosax computes as soon as it is imported, which takes hold of the devices. Several hosts must have joined before that, so
-that here it is imported where it is used.
+evosax computes as soon as it is imported, which takes hold of the devices. Several hosts must have joined before that,
+so that here it is imported where it is used.
 """
 
 from __future__ import annotations

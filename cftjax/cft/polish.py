@@ -249,7 +249,8 @@ def polish(
     run = _program(config, mesh)
     candidates = pulls(config)
     longest = problems.padded_length(max((int(known[c]) for c in tuned), default=1))
-    each = 4.0 * longest * (2 * seen_train.z.shape[-1] + 8 * len(candidates))
+    judging = problems.padded_length(int(seen_validation.known.sum(0).max(initial=1)))
+    each = 4.0 * (longest * (2 * seen_train.z.shape[-1] + 8 * len(candidates)) + judging * seen_train.z.shape[-1])
     at_once = problems.categories_at_once(each, 1 if mesh is None else mesh.size)
     found: dict[int, dict[str, Any]] = {}
 

@@ -395,7 +395,10 @@ def search(
     engine = _engine(config, num_genes, whole, mesh)
     lengths = [problems.padded_length(int(count)) for count in known[tuned]]
     longest = max(lengths, default=1)
-    each = 4.0 * (longest * num_genes + 6 * config.population_size * longest + 4 * config.population_size * num_genes)
+    judging = problems.padded_length(int(seen_validation.known.sum(0).max(initial=1)))
+    each = 4.0 * (
+        (longest + judging) * num_genes + 6 * config.population_size * longest + 4 * config.population_size * num_genes
+    )
     at_once = config.categories_at_once or problems.categories_at_once(each, 1 if mesh is None else mesh.size)
     before, after, held_out = (np.full(len(kernel), np.nan, np.float32) for _ in range(3))
     history = np.full((len(kernel), config.num_generations), np.nan, np.float32)
