@@ -443,6 +443,18 @@ class Config(TuningConfig, Generic[D]):
     embed: EmbedConfig = field(default_factory=EmbedConfig)
 
 
+@dataclasses.dataclass(frozen=True)
+class HostsConfig:
+    """Several hosts as one; nothing need be said on TPU slices and under SLURM's srun or Open MPI's mpirun."""
+
+    coordinator: str | None = None
+    """HOST:PORT at which the first host is reached by all of them."""
+    num_processes: int | None = None
+    """How many processes there are, usually one a host."""
+    process_id: int | None = None
+    """Which of them this one is, counted from 0."""
+
+
 RECIPES = ("default", "paper")
 
 

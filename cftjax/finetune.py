@@ -24,6 +24,7 @@ from cftjax import (
     decisions,
     devices,
     embedding,
+    hosts,
     metrics,
     page,
     report,
@@ -33,7 +34,7 @@ from cftjax import (
 )
 from cftjax.cft import tuning
 from cftjax.cft.search import Found
-from cftjax.config import ORDERS, TuningConfig, with_recipe
+from cftjax.config import ORDERS, HostsConfig, TuningConfig, with_recipe
 from cftjax.data.problems import few
 from cftjax.mistakes import Heatmaps
 from cftjax.progress import Progress
@@ -62,6 +63,7 @@ class Finetuning(TuningConfig):
     """Search and polish as measures best, or as published."""
     minus_one: bundles.MinusOne = "refuse"
     """What a label of -1 means: programs disagree, so that it is refused until you say."""
+    hosts: Annotated[HostsConfig, tyro.conf.arg(name="")] = dataclasses.field(default_factory=HostsConfig)
 
 
 def tune(
@@ -96,7 +98,7 @@ def tune(
         with run.stage(f"heads/{name}", settings, [*made_from, key]) as stage:
             if not stage.complete:
                 _tune_stage(name, stage.folder, parts, current, config, backbone)
-        if config.tensorboard and not (stage.folder / tensorboard.FOLDER).is_dir():
+        if config.tensorboard and devices.is_primary() and not (stage.folder / tensorboard.FOLDER).is_dir():
             _log(name, stage.folder, run.categories, config)
         key = stage.key
         made = [storage.read_arrays(file) for file in _part_files(stage.folder, len(parts))]
@@ -107,7 +109,7 @@ def tune(
                 fair[name] = arrays["fair_scores"]
 
     with run.stage("heads/final", [config.choose], [key]) as final:
-        if not final.complete:
+        if not final.complete and devices.is_primary():
             each = [
                 tuning.choose_of(part, named, config, fair)
                 for part, named, fair in zip(parts, candidates, fair_scores, strict=True)
@@ -118,18 +120,20 @@ def tune(
             content = {"chosen": chosen.names, "untuned": untuned, "scores": judged}
             storage.write_json(final.folder / "chosen.json", content)
             storage.write_heads(final.folder / "heads.npz", chosen.heads)
-    _hand_back(run, run.heads("final"))
+    if devices.is_primary():
+        _hand_back(run, run.heads("final"))
 
     with run.stage("decisions", [config.decide], [final.key]) as decided:
-        if not decided.complete:
+        if not decided.complete and devices.is_primary():
             _decide(run, embeddings, config, decided.folder)
 
     if not any(split in embeddings for split in report.SPLITS):
-        card.write(run)
-        _say_cross_validated(run, config)
+        if devices.is_primary():
+            card.write(run)
+            _say_cross_validated(run, config)
         return {}
     with run.stage("report", [config.report, config.choose.metric], [final.key]) as reported:
-        if not reported.complete:
+        if not reported.complete and devices.is_primary():
             choice = storage.read_json(run.folder / "heads" / "final" / "chosen.json")
             report.write(
                 reported.folder,
@@ -149,7 +153,8 @@ def tune(
                 heatmaps=heatmaps,
                 seed=config.seed,
             )
-    card.write(run)
+    if devices.is_primary():
+        card.write(run)
     return storage.read_json(run.folder / "report" / "metrics.json")
 
 
@@ -240,6 +245,8 @@ def _tune_stage(
                     name, part, heads, config, jax.random.key(config.seed), store=store, progress=report, mesh=mesh
                 )
             )
+    if not devices.is_primary():
+        return
     if name == "polish":
         storage.write_arrays(
             folder / "kept.npz",
@@ -268,6 +275,8 @@ def main() -> None:
     config = tyro.cli(Finetuning, default=with_recipe(Finetuning(), cli.recipe_of(sys.argv[1:])))
     if config.tensorboard:
         tensorboard.check()
+    hosts.join(config.hosts)
+    config = dataclasses.replace(config, hosts=HostsConfig())  # which is no setting of the run
     categories, embeddings, heads = bundles.read(config.file, head=config.head, minus_one=config.minus_one)
     digest = bundles.fingerprint(config.file, config.head, config.minus_one)
     run = runs.create(config.workdir, config, categories, digest)
@@ -275,13 +284,15 @@ def main() -> None:
         keys = []
         for split, content in embeddings.items():
             with run.stage(f"embeddings/{split}", [], [digest]) as stage:
-                if not stage.complete:
+                if not stage.complete and devices.is_primary():
                     embedding.save(stage.folder, content)
             keys.append(stage.key)
         with run.stage("heads/backbone", [], [digest]) as stage:
-            if not stage.complete:
+            if not stage.complete and devices.is_primary():
                 storage.write_heads(stage.folder / "heads.npz", heads)
         reported = tune(run, config, [*keys, stage.key])
+    if not devices.is_primary():
+        return
     if reported:
         print(f"Report: {run.folder / 'report'}")
     print(f"New last layer: {run.folder / 'heads.npz'} and heads.safetensors")

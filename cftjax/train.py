@@ -12,9 +12,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
-from cftjax import cli, embedding, finetune, frozen, model, runs, storage, tensorboard, training
+from cftjax import cli, devices, embedding, finetune, frozen, hosts, model, runs, storage, tensorboard, training
 from cftjax.config import Config, check_together, deciding
 from cftjax.data import cache, splits
 from cftjax.data.preprocessing import Box
@@ -32,10 +33,15 @@ def main() -> None:
     config = experiment.config
     if config.tensorboard:
         tensorboard.check()
+    # Before anything asks for devices: from here on all hosts do the same.
+    hosts.join(experiment.hosts)
     with opened(config.data.load(), config, experiment.workdir) as (run, dataset):
         keys = train_backbone(run, dataset, config)
-        finetune.tune(run, config, keys, dataset.splits.get("test"), heatmaps(run))
-    print(f"Report: {run.folder / 'report'}")
+        # The report is the first host's alone, and a model spread over several cannot be asked by one.
+        seen = heatmaps(run) if jax.process_count() == 1 else None
+        finetune.tune(run, config, keys, dataset.splits.get("test"), seen)
+    if devices.is_primary():
+        print(f"Report: {run.folder / 'report'}")
 
 
 @contextlib.contextmanager
@@ -52,7 +58,7 @@ def opened(loaded: Dataset, config: Config[Any], workdir: Path) -> Iterator[tupl
     dataset = prepared.dataset
     run = runs.create(workdir, config, dataset.categories, dataset.fingerprint, training.preprocessing(config))
     with run.writing():
-        if prepared.validation_rows is not None:
+        if prepared.validation_rows is not None and devices.is_primary():
             storage.write_arrays(run.folder / "validation_rows.npz", {"rows": prepared.validation_rows})
         yield run, dataset
 
@@ -92,7 +98,7 @@ def train_backbone(run: Run, dataset: Dataset, config: Config[Any], needed: Sequ
                 embedding.embed(backbone, records, preprocessing, config.input, config.embed.batch_size, stage.folder)
         keys.append(stage.key)
     with run.stage("heads/backbone", [], [trained.key]) as stage:
-        if not stage.complete:
+        if not stage.complete and devices.is_primary():
             storage.write_heads(stage.folder / "heads.npz", heads)
     return [*keys, stage.key]
 
@@ -131,9 +137,10 @@ def train_head(run: Run, dataset: Dataset, config: Config[Any], needed: Sequence
         if not trained.complete:
             embeddings = {split: run.embeddings(split) for split in read}
             frozen.fit(dataset, embeddings, classifier, config, trained.folder)
+    _, heads = training.load(trained.folder)
     with run.stage("heads/backbone", [], [trained.key]) as stage:
-        if not stage.complete:
-            storage.write_heads(stage.folder / "heads.npz", training.load(trained.folder)[1])
+        if not stage.complete and devices.is_primary():
+            storage.write_heads(stage.folder / "heads.npz", heads)
     return [*keys.values(), stage.key]
 
 
