@@ -10,8 +10,10 @@ FACTORS = 64
 ROWS_AT_ONCE = 8192
 
 
-def features(n: int, d: int, c: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Embeddings [n d] float32 and complete labels [n c], of prevalences between 1 and 30 %.
+def features(
+    n: int, d: int, c: int, rng: np.random.Generator, prevalences: tuple[float, float] = (0.01, 0.3)
+) -> tuple[np.ndarray, np.ndarray]:
+    """Embeddings [n d] float32 and complete labels [n c], of prevalences evenly spread in logarithm.
 
     The features are rectified mixtures of a few factors of falling strength and some noise; the labels follow the
     factors.
@@ -27,7 +29,7 @@ def features(n: int, d: int, c: int, rng: np.random.Generator) -> tuple[np.ndarr
         z[rows] = np.maximum(factors @ mixing + 0.1 * noise, 0)
         logits[rows] = factors @ teacher
     logits += rng.normal(scale=logits.std(), size=logits.shape).astype(np.float32)
-    prevalence = np.geomspace(0.01, 0.3, c)
+    prevalence = np.geomspace(*prevalences, c)
     labels = logits > np.array([np.quantile(logits[:, i], 1 - share) for i, share in enumerate(prevalence)])
     return z, labels
 

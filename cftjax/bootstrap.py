@@ -205,3 +205,17 @@ def interval(value: float, samples: Float[np.ndarray, " r"], level: float = 0.95
         return Interval(value, float("nan"), float("nan"), len(defined))
     low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
     return Interval(value, float(low), float(high), len(defined))
+
+
+def p_value(differences: Float[np.ndarray, " r"]) -> float:
+    """Two-sided p value of a paired difference: twice the smaller share of resamples on one side of 0.
+
+    Resamples at 0 count on both sides, and the differences measured count as one more resample on each, so that p is
+    never 0. It is small where the percentile interval leaves 0 out (Efron & Tibshirani 1993, section 15.4; Davison &
+    Hinkley 1997, section 4.2). NaN where no resample is defined.
+    """
+    defined = differences[~np.isnan(differences)]
+    if len(defined) == 0:
+        return float("nan")
+    smaller = min(np.count_nonzero(defined <= 0), np.count_nonzero(defined >= 0))
+    return min(1.0, 2 * (1 + smaller) / (1 + len(defined)))

@@ -7,6 +7,7 @@ import difflib
 import importlib.util
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,7 +16,8 @@ from typing import Annotated, Any, Generic, Literal, TextIO, TypeVar
 import jax
 import tyro
 
-from cftjax.config import RECIPES, Config, with_recipe
+from cftjax import hosts
+from cftjax.config import RECIPES, Config, HostsConfig, with_recipe
 
 D = TypeVar("D")
 
@@ -29,6 +31,7 @@ class Experiment(Generic[D]):
     """The folder of the run; a run that was interrupted goes on where it stood."""
     recipe: Literal["default", "paper"] = "default"
     """CFT settings: whatever measures best, or as published."""
+    hosts: Annotated[HostsConfig, tyro.conf.arg(name="")] = dataclasses.field(default_factory=HostsConfig)
 
 
 def read_config(path: Path) -> Config[Any]:
@@ -130,10 +133,15 @@ def run(main: Callable[[], None], stopped: str = "Stopped. The same command goes
             main()
     except KeyboardInterrupt:
         print(f"\n{stopped}", file=sys.stderr)
-        sys.exit(130)
-    # An extra that is not installed is the user's to mend, as is a wrong file.
-    except (ValueError, OSError, ImportError) as error:
-        if os.environ.get("CFTJAX_TRACEBACK"):
+        hosts.leave(130)
+    except Exception as error:
+        several = jax.distributed.is_initialized()
+        lost = several and hosts.says_lost(error)
+        # An extra that is not installed is the user's to mend, as is a wrong file.
+        for_user = lost or isinstance(error, (ValueError, OSError, ImportError))
+        if not several and (not for_user or os.environ.get("CFTJAX_TRACEBACK")):
             raise
-        print(f"cftjax: error: {error}", file=sys.stderr)
-        sys.exit(1)
+        if not for_user or os.environ.get("CFTJAX_TRACEBACK"):
+            traceback.print_exc()
+        print(f"cftjax: error: {hosts.LOST if lost else ''}{error}", file=sys.stderr)
+        hosts.leave(1)

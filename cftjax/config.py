@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import field
-from typing import Annotated, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import tyro
 
@@ -12,6 +12,18 @@ from cftjax.data.splits import SplitConfig
 
 Metric = Literal["AP", "AUROC"]
 PickRule = Literal["best", "one_se", "cross_validated", "shrunken"]
+Unknown = Literal[
+    "assume_negative",
+    "ignore",
+    "weak_negative",
+    "smooth_negative",
+    "selective",
+    "reject_large_loss",
+    "correct_large_loss",
+    "correct_large_loss_permanently",
+    "curriculum",
+]
+LARGE_LOSS = ("reject_large_loss", "correct_large_loss", "correct_large_loss_permanently")
 ORDERS = {"search_polish": ("ga", "polish"), "polish_search": ("polish", "ga")}
 
 
@@ -19,8 +31,27 @@ ORDERS = {"search_polish": ("ga", "polish"), "polish_search": ("polish", "ga")}
 class LabelsConfig:
     """What unknown and uncertain labels become while the backbone trains, and which labels are hidden on purpose."""
 
-    unknown: Literal["assume_negative", "ignore"] = "assume_negative"
-    """Unknown labels count as negative, or not at all."""
+    unknown: Unknown = "assume_negative"
+    """Unknown labels count as negative; not at all; as negatives of little weight (WAN) or with all targets smoothed
+    (AN-LS); as negatives where the category is unlikely (CSL); as negatives but for those of the largest losses, which
+    do not count, count as positive, or do so from then on (LL-R, LL-Ct, LL-Cp); or as what the model is sure of. See
+    docs/training.md."""
+    unknown_warmup: int = 1
+    """Epochs before large losses are treated (until then all unknown labels are negative), and before `selective` and
+    `curriculum` begin (until then none counts)."""
+    unknown_weight: float | None = None
+    """Weight of an assumed negative, for `weak_negative`; None for 1 / (number of categories - 1)."""
+    unknown_smoothing: float = 0.1
+    """The share of every target that is replaced by 1/2, for `smooth_negative`."""
+    likelihood_top: int = 5
+    """Unknown labels of an image that do not count since the model finds them likeliest, for `selective`."""
+    prior_threshold: float = 0.05
+    """Mean probability above which a category's unknown labels do not count, for `selective`."""
+    large_loss_share: float = 0.002
+    """Share of all labels of a batch treated as large losses; it grows by itself every epoch, but for
+    `correct_large_loss_permanently`."""
+    curriculum_score: float = 2.0
+    """Logit above which an unknown label counts as positive, and below minus which as negative, for `curriculum`."""
     uncertain: Literal["negative", "positive", "ignore", "smooth_negative", "smooth_positive"] = "ignore"
     """Uncertain labels count as 0, as 1, not at all, or as a draw from U[0, 0.3] or from U[0.55, 0.85]."""
     hide: Literal["none", "uniform", "single_positive", "fixed_per_category", "uneven"] = "none"
@@ -31,6 +62,28 @@ class LabelsConfig:
     """The number of labels that stay known per category, for `fixed_per_category`."""
     hide_seed: int = 526
     """The seed of the hiding; 526 is the published one."""
+
+    def __post_init__(self) -> None:
+        """Refuse settings out of range."""
+        if self.unknown_warmup < (self.unknown in ("selective", "curriculum")):
+            raise ValueError(
+                f"labels.unknown-warmup {self.unknown_warmup} is too short: use 0 or more, and 1 or more for selective "
+                "and curriculum, which need a model first"
+            )
+        if self.unknown_weight is not None and not 0 <= self.unknown_weight <= 1:
+            raise ValueError(
+                f"labels.unknown-weight {self.unknown_weight} is no weight: use a value in [0, 1], or None"
+            )
+        if not 0 <= self.unknown_smoothing < 1:
+            raise ValueError(f"labels.unknown-smoothing {self.unknown_smoothing} is not a share: use a value in [0, 1)")
+        if self.likelihood_top < 0:
+            raise ValueError(f"labels.likelihood-top {self.likelihood_top} is not a number of labels: use 0 or more")
+        if not 0 <= self.prior_threshold <= 1:
+            raise ValueError(f"labels.prior-threshold {self.prior_threshold} is no probability: use a value in [0, 1]")
+        if not 0 <= self.large_loss_share <= 1:
+            raise ValueError(f"labels.large-loss-share {self.large_loss_share} is not a share: use a value in [0, 1]")
+        if not self.curriculum_score >= 0:
+            raise ValueError(f"labels.curriculum-score {self.curriculum_score} is negative: use a logit of 0 or more")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +105,12 @@ class BackboneConfig:
 class TrainingConfig:
     """Backbone training."""
 
+    freeze_backbone: bool = False
+    """Keep the pretrained backbone as it is, embed every image once without augmentation, and train the head alone on
+    the embeddings: a linear probe, in minutes. By SGD, whatever `optimizer` says."""
+    frozen_learning_rate: float = 4.0
+    """The peak of the schedule for a head trained alone, as a multiple of a category's gradient with embeddings of unit
+    variance; it takes the place of `learning-rate`."""
     loss: Literal["bce", "focal", "asymmetric"] = "bce"
     """The masked sigmoid loss."""
     epochs: int = 12
@@ -66,6 +125,16 @@ class TrainingConfig:
     """The peak of the schedule."""
     head_learning_rate_scale: float = 1.0
     """The head's learning rate, as a multiple of the backbone's."""
+    layer_decay: float = 1.0
+    """Factor on the learning rate from each block of the backbone to the one before it; 1 treats all alike."""
+    positive_weight_power: float = 0.0
+    """The loss of a category's positives is multiplied by its negatives per positive, to this power: 0 for no weights,
+    1 for positives that weigh as much as negatives. Unknown labels count as the chosen mode begins with them."""
+    mixup: float = 0.0
+    """Mix every training image with another, by shares from Beta(mixup, mixup); 0 for none. A label known in one of the
+    two images alone counts by that one's share."""
+    accumulate: int = 1
+    """Parts that a batch goes through the network in, one after the other, for one update: less memory."""
     weight_decay: float = 1e-4
     """Decoupled; parameters of one dimension are spared."""
     schedule: Literal["cosine", "onecycle"] = "cosine"
@@ -84,6 +153,74 @@ class TrainingConfig:
     """Arithmetic of the backbone; auto is bfloat16 on GPU and TPU, float32 on CPU."""
     checkpoint_seconds: float = 60.0
     """Seconds between saved states, from which an interrupted training goes on; one is saved at every epoch as well."""
+
+    def __post_init__(self) -> None:
+        """Refuse settings out of range."""
+        if not self.frozen_learning_rate > 0:
+            raise ValueError(f"training.frozen-learning-rate {self.frozen_learning_rate} is not positive: 4 suits most")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"training.layer-decay {self.layer_decay} is no decay: use a value in (0, 1]")
+        if not 0 <= self.positive_weight_power <= 1:
+            raise ValueError(
+                f"training.positive-weight-power {self.positive_weight_power} is out of range: use a value in [0, 1]"
+            )
+        if not 0 <= self.mixup < float("inf"):
+            raise ValueError(f"training.mixup {self.mixup} is out of range: use 0 for none, or 0.1 to 1")
+        if self.accumulate < 1:
+            raise ValueError(f"training.accumulate {self.accumulate} is not a number of parts: use 1 or more")
+
+
+# Modes of unknown labels -> options that they alone read.
+UNKNOWN_OPTIONS: dict[str, tuple[str, ...]] = {
+    "weak_negative": ("unknown_weight",),
+    "smooth_negative": ("unknown_smoothing",),
+    "selective": ("unknown_warmup", "likelihood_top", "prior_threshold"),
+    "curriculum": ("unknown_warmup", "curriculum_score"),
+    **dict.fromkeys(LARGE_LOSS, ("unknown_warmup", "large_loss_share")),
+}
+# Options of training that change nothing while they have their defaults.
+TRAINING_EXTRAS = (
+    "freeze_backbone",
+    "frozen_learning_rate",
+    "layer_decay",
+    "positive_weight_power",
+    "mixup",
+    "accumulate",
+)
+
+
+def deciding(labels: LabelsConfig, training: TrainingConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings that a training depends on, to be recorded with it.
+
+    What the chosen modes do not read is left out, so that changing it keeps what is trained; so does an option that
+    this version added, where it is off.
+    """
+    read = UNKNOWN_OPTIONS.get(labels.unknown, ())
+    unread = {name for names in UNKNOWN_OPTIONS.values() for name in names if name not in read}
+    kept_labels = {name: value for name, value in dataclasses.asdict(labels).items() if name not in unread}
+    given, default = dataclasses.asdict(training), TrainingConfig()
+    kept = {k: v for k, v in given.items() if k not in TRAINING_EXTRAS or v != getattr(default, k)}
+    if not training.freeze_backbone:
+        kept.pop("frozen_learning_rate", None)
+    # How often states are saved changes no result.
+    return kept_labels, kept | {"checkpoint_seconds": default.checkpoint_seconds}
+
+
+def check_together(labels: LabelsConfig, training: TrainingConfig) -> None:
+    """Refuse settings of labels and training that exclude each other.
+
+    Raises:
+        ValueError: with the mend.
+    """
+    if "unknown_warmup" in UNKNOWN_OPTIONS.get(labels.unknown, ()) and labels.unknown_warmup >= training.epochs:
+        raise ValueError(
+            f"labels.unknown-warmup {labels.unknown_warmup} leaves none of {training.epochs} epochs to "
+            f"{labels.unknown}: use fewer, or more training.epochs"
+        )
+    if labels.unknown == "correct_large_loss_permanently" and training.mixup:
+        raise ValueError(
+            "labels.unknown correct_large_loss_permanently corrects labels of single images: use training.mixup 0"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +282,7 @@ class GAConfig:
     DifferentialEvolution)."""
     population_size: int = 50
     """Candidates per category."""
-    num_generations: int = 300
+    num_generations: int = 400
     """Generations at most, over all starts."""
     patience: int = 15
     """Generations without a strictly better validation score after which a category begins anew, or stops."""
@@ -169,7 +306,7 @@ class GAConfig:
     seeds: tuple[Literal["shrunken", "gradient"], ...] = ()
     """What joins copies of the head in the first population: the head halved and left out (with `dimensions` in those
     directions alone), and one step of gradient descent on the known labels."""
-    restarts: int = 20
+    restarts: int = 30
     """How often a category that has run out of patience begins anew, with copies of the head that it began with."""
     embeddings_dtype: Literal["float32", "bfloat16"] = "float32"
     """What the packed embeddings are kept and multiplied in; bfloat16 takes half the memory and less time, and ranks
@@ -304,6 +441,18 @@ class Config(TuningConfig, Generic[D]):
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     embed: EmbedConfig = field(default_factory=EmbedConfig)
+
+
+@dataclasses.dataclass(frozen=True)
+class HostsConfig:
+    """Several hosts as one; nothing need be said on TPU slices and under SLURM's srun or Open MPI's mpirun."""
+
+    coordinator: str | None = None
+    """HOST:PORT at which the first host is reached by all of them."""
+    num_processes: int | None = None
+    """How many processes there are, usually one a host."""
+    process_id: int | None = None
+    """Which of them this one is, counted from 0."""
 
 
 RECIPES = ("default", "paper")

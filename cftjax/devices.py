@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -54,6 +55,35 @@ def gather(tree: Any) -> Any:
     if jax.process_count() == 1:
         return jax.tree.map(np.asarray, tree)
     return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def local(whole: Mesh) -> Mesh:
+    """The part of a mesh that this host holds."""
+    own = [device for device in whole.devices.flat if device.process_index == jax.process_index()]
+    return whole if len(own) == whole.size else mesh(own)
+
+
+def share(items: Sequence[T]) -> list[T]:
+    """This host's part of a list: every host takes one in turn."""
+    index, count = host_shard()
+    return list(items[index::count])
+
+
+def exchange(arrays: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
+    """What every host brought, on every host, in their order; shapes may differ from one to the next."""
+    if jax.process_count() == 1:
+        return [dict(arrays)]
+    # As bytes, which may be of any number and come through as they are.
+    file = io.BytesIO()
+    np.savez(file, allow_pickle=False, **arrays)
+    content = np.frombuffer(file.getvalue(), np.uint8)
+    lengths = multihost_utils.process_allgather(np.array([len(content)], np.int32)).reshape(-1)
+    padded = np.pad(content, (0, int(lengths.max()) - len(content)))
+    found = []
+    for length, one in zip(lengths, multihost_utils.process_allgather(padded), strict=True):
+        with np.load(io.BytesIO(one[:length].tobytes()), allow_pickle=False) as parts:
+            found.append({name: parts[name] for name in parts.files})
+    return found
 
 
 def host_shard() -> tuple[int, int]:

@@ -30,6 +30,7 @@ from cftjax.progress import Progress
 
 LABELS = ("labels", "known", "uncertain")
 UNOPENED = "unopened.json"
+NAMES = "names.json"
 # Elements of the dense blocks in which labels are written, for those of a large set are stored sparse: 64 MB of bool.
 LABEL_ELEMENTS = 2**26
 
@@ -178,6 +179,7 @@ def embed(
         _write_labels(folder, records.labels, np.asarray(done["unopened"], int))
         if records.groups is not None:
             _write(folder / "groups.npy", records.groups)
+        storage.write_json(folder / NAMES, [str(name) for name in records.names])
         names = [str(records.names[row]) for row in done["unopened"]]
         _write_unopened(folder, names)
         part.replace(folder / "z.npy")
@@ -225,6 +227,12 @@ def load(folder: Path, mmap: bool = True) -> types.Embeddings:
         np.load(groups, allow_pickle=False) if groups.is_file() else None,
         tuple(storage.read_json(unopened)) if unopened.is_file() else (),
     )
+
+
+def load_names(folder: Path) -> list[str] | None:
+    """What each row is called; None where nothing says, as of embeddings made elsewhere."""
+    path = folder / NAMES
+    return storage.read_json(path) if path.is_file() else None
 
 
 @contextlib.contextmanager

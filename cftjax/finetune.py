@@ -1,12 +1,13 @@
-"""CFT on a model trained anywhere: `python -m cftjax.finetune FILE.npz --workdir RUN`.
+"""CFT on a model trained anywhere: `python -m cftjax.finetune FILE --workdir RUN`.
 
-The file holds embeddings, labels and the last layer; the run holds the report and `heads.npz`, a new last layer.
+The file holds embeddings, labels and the last layer; the run holds the report and a new last layer, `heads.npz` and
+`heads.safetensors`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,11 +17,24 @@ import jax
 import numpy as np
 import tyro
 
-from cftjax import cli, decisions, devices, embedding, metrics, page, report, runs, storage, tensorboard
+from cftjax import (
+    bundles,
+    card,
+    cli,
+    decisions,
+    devices,
+    embedding,
+    hosts,
+    metrics,
+    page,
+    report,
+    runs,
+    storage,
+    tensorboard,
+)
 from cftjax.cft import tuning
 from cftjax.cft.search import Found
-from cftjax.config import ORDERS, TuningConfig, with_recipe
-from cftjax.data import labels as label_values
+from cftjax.config import ORDERS, HostsConfig, TuningConfig, with_recipe
 from cftjax.data.problems import few
 from cftjax.mistakes import Heatmaps
 from cftjax.progress import Progress
@@ -32,71 +46,24 @@ from cftjax.types import SPLITS, Embeddings, Heads, Records
 class Finetuning(TuningConfig):
     """Tune the last layer of a model trained anywhere, from its embeddings.
 
-    The .npz holds train_z [n d] (or [n c d]), train_labels [n c] (1, 0, NaN where unknown), validation_z,
-    validation_labels, kernel [c d], bias [c], and optionally test_z, test_labels and categories [c]. Without
-    validation_z the known training labels are cross-validated.
+    An .npz or .safetensors holds train_z [n d] (or [n c d]), train_labels [n c] (1, 0, NaN where unknown),
+    validation_z, validation_labels, kernel [c d], bias [c], and optionally test_z, test_labels, train_groups [n] and
+    those of the other splits, and categories [c]. A .parquet has a row per image: split, z (or z_0, z_1, ...), a column
+    per category, and optionally group. Without a validation split the known training labels are cross-validated.
     """
 
     file: Annotated[Path, tyro.conf.Positional] = Path("embeddings.npz")
-    """The .npz."""
+    """The .npz, .safetensors or .parquet."""
+    head: Path | None = None
+    """The last layer in an .npz or .safetensors of its own, kernel (or weight) [c d] and bias [c]; a .parquet needs
+    one."""
     workdir: Path = Path("runs/finetune")
     """The folder of the run; a run that was interrupted goes on where it stood."""
     recipe: Literal["default", "paper"] = "default"
     """Search and polish as measures best, or as published."""
-    minus_one: Literal["refuse", "uncertain", "unknown"] = "refuse"
+    minus_one: bundles.MinusOne = "refuse"
     """What a label of -1 means: programs disagree, so that it is refused until you say."""
-
-
-def read(source: Finetuning) -> tuple[tuple[str, ...], dict[str, Embeddings], Heads]:
-    """Categories, embeddings per split, and the heads of the file.
-
-    Raises:
-        ValueError: with every array that is missing or of the wrong shape, or the first label that is not one.
-    """
-    arrays = storage.read_arrays(source.file)
-    splits = [split for split in SPLITS if split == "train" or f"{split}_z" in arrays]
-    needed = ["kernel", "bias", *(f"{split}_{part}" for split in splits for part in ("z", "labels"))]
-    missing = [name for name in needed if name not in arrays]
-    if missing:
-        raise ValueError(f"{source.file} lacks {', '.join(missing)}; it holds {', '.join(arrays) or 'nothing'}")
-    kernel, bias = arrays["kernel"], arrays["bias"]
-    if kernel.ndim != 2 or bias.shape != kernel.shape[:1]:
-        raise ValueError(f"{source.file}: kernel {kernel.shape} must be [c d] and bias {bias.shape} [c]")
-    num, dim = kernel.shape
-    problems = []
-    embeddings = {}
-    for split in splits:
-        z, values = arrays[f"{split}_z"], arrays[f"{split}_labels"]
-        if z.shape not in ((len(z), dim), (len(z), num, dim)):
-            problems.append(f"{split}_z {z.shape} must be [n {dim}] or [n {num} {dim}], as kernel is {kernel.shape}")
-        if values.shape != (len(z), num):
-            problems.append(f"{split}_labels {values.shape} must be ({len(z)}, {num})")
-        if problems:
-            continue
-        if not np.isfinite(z).all():
-            row = int(np.argwhere(~np.isfinite(z))[0][0])
-            problems.append(f"{split}_z has a value that is not finite, first in row {row}")
-        values = values.astype(np.float32)
-        if (values == -1).any():
-            if source.minus_one == "refuse":
-                row, column = np.argwhere(values == -1)[0]
-                raise ValueError(
-                    f"{source.file}: {split}_labels has -1, first in row {row}, column {column}; say what it means "
-                    "with --minus-one uncertain or --minus-one unknown"
-                )
-            if source.minus_one == "unknown":
-                values = np.where(values == -1, np.nan, values)
-        try:
-            found = label_values.from_values(values)
-        except ValueError as error:
-            raise ValueError(f"{source.file}: {split}_labels: {error}") from error
-        embeddings[split] = Embeddings(z.astype(np.float32), found.labels, found.known, found.uncertain)
-    categories = tuple(map(str, arrays["categories"] if "categories" in arrays else range(num)))
-    if len(categories) != num or len(set(categories)) != num:
-        problems.append(f"categories must be {num} different names, one per row of kernel")
-    if problems:
-        raise ValueError(f"{source.file}: " + "; ".join(problems))
-    return categories, embeddings, Heads(kernel.astype(np.float32), bias.astype(np.float32))
+    hosts: Annotated[HostsConfig, tyro.conf.arg(name="")] = dataclasses.field(default_factory=HostsConfig)
 
 
 def tune(
@@ -131,7 +98,7 @@ def tune(
         with run.stage(f"heads/{name}", settings, [*made_from, key]) as stage:
             if not stage.complete:
                 _tune_stage(name, stage.folder, parts, current, config, backbone)
-        if config.tensorboard and not (stage.folder / tensorboard.FOLDER).is_dir():
+        if config.tensorboard and devices.is_primary() and not (stage.folder / tensorboard.FOLDER).is_dir():
             _log(name, stage.folder, run.categories, config)
         key = stage.key
         made = [storage.read_arrays(file) for file in _part_files(stage.folder, len(parts))]
@@ -142,7 +109,7 @@ def tune(
                 fair[name] = arrays["fair_scores"]
 
     with run.stage("heads/final", [config.choose], [key]) as final:
-        if not final.complete:
+        if not final.complete and devices.is_primary():
             each = [
                 tuning.choose_of(part, named, config, fair)
                 for part, named, fair in zip(parts, candidates, fair_scores, strict=True)
@@ -153,17 +120,20 @@ def tune(
             content = {"chosen": chosen.names, "untuned": untuned, "scores": judged}
             storage.write_json(final.folder / "chosen.json", content)
             storage.write_heads(final.folder / "heads.npz", chosen.heads)
-            storage.write_heads(run.folder / "heads.npz", chosen.heads)
+    if devices.is_primary():
+        _hand_back(run, run.heads("final"))
 
     with run.stage("decisions", [config.decide], [final.key]) as decided:
-        if not decided.complete:
+        if not decided.complete and devices.is_primary():
             _decide(run, embeddings, config, decided.folder)
 
     if not any(split in embeddings for split in report.SPLITS):
-        _say_cross_validated(run, config)
+        if devices.is_primary():
+            card.write(run)
+            _say_cross_validated(run, config)
         return {}
     with run.stage("report", [config.report, config.choose.metric], [final.key]) as reported:
-        if not reported.complete:
+        if not reported.complete and devices.is_primary():
             choice = storage.read_json(run.folder / "heads" / "final" / "chosen.json")
             report.write(
                 reported.folder,
@@ -183,6 +153,8 @@ def tune(
                 heatmaps=heatmaps,
                 seed=config.seed,
             )
+    if devices.is_primary():
+        card.write(run)
     return storage.read_json(run.folder / "report" / "metrics.json")
 
 
@@ -206,6 +178,16 @@ def _decide(run: Run, embeddings: Mapping[str, Embeddings], config: TuningConfig
     for note in dict.fromkeys(fitted.notes.values()):
         names = [category for category, own in fitted.notes.items() if own == note]
         print(f"Decisions of {few(names)}: {note}.")
+
+
+def _hand_back(run: Run, heads: Heads) -> None:
+    """The new last layer, as arrays and as the state dict of a torch.nn.Linear."""
+    storage.write_heads(run.folder / "heads.npz", heads)
+    storage.write_tensors(
+        run.folder / "heads.safetensors",
+        {"weight": np.asarray(heads.kernel), "bias": np.asarray(heads.bias)},
+        {"categories": json.dumps(run.categories)},
+    )
 
 
 def _say_cross_validated(run: Run, config: TuningConfig) -> None:
@@ -263,6 +245,8 @@ def _tune_stage(
                     name, part, heads, config, jax.random.key(config.seed), store=store, progress=report, mesh=mesh
                 )
             )
+    if not devices.is_primary():
+        return
     if name == "polish":
         storage.write_arrays(
             folder / "kept.npz",
@@ -291,23 +275,27 @@ def main() -> None:
     config = tyro.cli(Finetuning, default=with_recipe(Finetuning(), cli.recipe_of(sys.argv[1:])))
     if config.tensorboard:
         tensorboard.check()
-    categories, embeddings, heads = read(config)
-    digest = hashlib.sha256(config.file.read_bytes() + config.minus_one.encode()).hexdigest()[:16]
+    hosts.join(config.hosts)
+    config = dataclasses.replace(config, hosts=HostsConfig())  # which is no setting of the run
+    categories, embeddings, heads = bundles.read(config.file, head=config.head, minus_one=config.minus_one)
+    digest = bundles.fingerprint(config.file, config.head, config.minus_one)
     run = runs.create(config.workdir, config, categories, digest)
     with run.writing():
         keys = []
         for split, content in embeddings.items():
             with run.stage(f"embeddings/{split}", [], [digest]) as stage:
-                if not stage.complete:
+                if not stage.complete and devices.is_primary():
                     embedding.save(stage.folder, content)
             keys.append(stage.key)
         with run.stage("heads/backbone", [], [digest]) as stage:
-            if not stage.complete:
+            if not stage.complete and devices.is_primary():
                 storage.write_heads(stage.folder / "heads.npz", heads)
         reported = tune(run, config, [*keys, stage.key])
+    if not devices.is_primary():
+        return
     if reported:
         print(f"Report: {run.folder / 'report'}")
-    print(f"New last layer: {run.folder / 'heads.npz'}")
+    print(f"New last layer: {run.folder / 'heads.npz'} and heads.safetensors")
 
 
 if __name__ == "__main__":

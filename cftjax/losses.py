@@ -21,6 +21,8 @@ def sigmoid_bce(
     targets: Shaped[Array, "*n c"],
     where: Bool[Array, "*n c"] | None = None,
     weights: Float[Array, " c"] | None = None,
+    *,
+    positive_weights: Float[Array, " c"] | None = None,
 ) -> Float[jax.Array, "*n c"]:
     """Binary cross-entropy of each label.
 
@@ -29,12 +31,13 @@ def sigmoid_bce(
         targets: probability of presence in [0, 1]; 0 and 1 where labels are definite.
         where: labels that count; all of them if None.
         weights: factor of each category; 1 if None.
+        positive_weights: factor of each category's positive branch; 1 if None.
 
     Returns:
         Loss in nats per label, 0 where masked.
     """
     x, t = _unmask(logits, targets, where)
-    return _mix(-jax.nn.log_sigmoid(x), -jax.nn.log_sigmoid(-x), t, where, weights)
+    return _mix(-jax.nn.log_sigmoid(x), -jax.nn.log_sigmoid(-x), t, where, weights, positive_weights)
 
 
 def focal(
@@ -45,6 +48,7 @@ def focal(
     *,
     gamma: float = 2.0,
     stop_focusing_gradient: bool = False,
+    positive_weights: Float[Array, " c"] | None = None,
 ) -> Float[jax.Array, "*n c"]:
     """Focal loss of each label: cross-entropy times the probability of the opposite label to the power gamma.
 
@@ -57,6 +61,7 @@ def focal(
         weights: factor of each category; 1 if None.
         gamma: focusing exponent, at least 0; 0 is binary cross-entropy.
         stop_focusing_gradient: treat the focusing factor as a constant in the gradient.
+        positive_weights: factor of each category's positive branch; 1 if None.
 
     Returns:
         Loss in nats per label, 0 where masked.
@@ -75,6 +80,7 @@ def focal(
         gamma_positive=gamma,
         clip=0.0,
         stop_focusing_gradient=stop_focusing_gradient,
+        positive_weights=positive_weights,
     )
 
 
@@ -88,6 +94,7 @@ def asymmetric(
     gamma_positive: float = 0.0,
     clip: float = 0.05,
     stop_focusing_gradient: bool = False,
+    positive_weights: Float[Array, " c"] | None = None,
 ) -> Float[jax.Array, "*n c"]:
     """Asymmetric loss (ASL) of each label: focal exponents per sign, and easy negatives left out.
 
@@ -106,6 +113,7 @@ def asymmetric(
         gamma_positive: focusing exponent of the positive branch, at least 0.
         clip: probability below which a negative costs nothing, in [0, 1).
         stop_focusing_gradient: treat the focusing factors as constants in the gradient, as mlcpl does by default.
+        positive_weights: factor of each category's positive branch; 1 if None.
 
     Returns:
         Loss in nats per label, 0 where masked.
@@ -129,7 +137,7 @@ def asymmetric(
         focus_negative = _power(jax.nn.sigmoid(x) - clip, gamma_negative)
     if stop_focusing_gradient:
         focus_positive, focus_negative = jax.lax.stop_gradient((focus_positive, focus_negative))
-    return _mix(-focus_positive * log_present, -focus_negative * log_absent, t, where, weights)
+    return _mix(-focus_positive * log_present, -focus_negative * log_absent, t, where, weights, positive_weights)
 
 
 def mean_known(
@@ -163,13 +171,24 @@ def _unmask(logits: Array, targets: Array, where: Array | None) -> tuple[jax.Arr
 
 
 def _mix(
-    positive: jax.Array, negative: jax.Array, targets: jax.Array, where: Array | None, weights: Array | None
+    positive: jax.Array,
+    negative: jax.Array,
+    targets: jax.Array,
+    where: Array | None,
+    weights: Array | None,
+    positive_weights: Array | None,
 ) -> jax.Array:
     """The target-weighted mixture of both branches, weighted by category, 0 where masked."""
+    if positive_weights is not None:
+        positive = positive * _per_category(positive_weights, positive)
     loss = targets * positive + (1 - targets) * negative
     if weights is not None:
-        loss = loss * jnp.asarray(weights).astype(loss.dtype).reshape((1,) * (loss.ndim - 1) + (-1,))
+        loss = loss * _per_category(weights, loss)
     return loss if where is None else jnp.where(where, loss, 0)
+
+
+def _per_category(weights: Array, like: jax.Array) -> jax.Array:
+    return jnp.asarray(weights).astype(like.dtype).reshape((1,) * (like.ndim - 1) + (-1,))
 
 
 def _power(base: jax.Array, exponent: float) -> jax.Array:

@@ -67,7 +67,7 @@ def of_sorted(metric: str, ordered: Int32[jax.Array, "n c"]) -> Float[jax.Array,
     place = jax.lax.broadcasted_iota(jnp.int32, ordered.shape, 0)
     masked = jnp.sum(ordered == _MASKED_KEY, axis=0, keepdims=True, dtype=jnp.int32)
     positive = ordered & 1
-    through = jax.lax.associative_scan(jnp.add, positive, axis=0)
+    through = jax.lax.cumsum(positive, axis=0)
     total = through[-1:]
     score = ordered >> 1
     first = jnp.ones((1, ordered.shape[1]), bool)
@@ -89,9 +89,7 @@ def of_sorted(metric: str, ordered: Int32[jax.Array, "n c"]) -> Float[jax.Array,
         return contributions(place, through - positive)
 
     def with_ties() -> jax.Array:
-        latest = (
-            jax.lax.associative_scan(jnp.maximum, jnp.where(starts, x, 0), axis=0) for x in (place, through - positive)
-        )
+        latest = (jax.lax.cummax(jnp.where(starts, x, 0), axis=0) for x in (place, through - positive))
         return contributions(*latest)
 
     each = jax.lax.cond(jnp.any(~starts & (positive == 1)), with_ties, without_ties)

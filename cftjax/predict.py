@@ -18,13 +18,13 @@ import numpy as np
 import tyro
 from jaxtyping import Bool, Float, UInt8
 
-from cftjax import cli, devices, embedding, figures, predictions, storage
+from cftjax import cli, devices, embedding, figures, predicted, storage
 from cftjax import model as models
 from cftjax.config import InputConfig
 from cftjax.data import finding, images
 from cftjax.data.problems import closest, few
 from cftjax.model import Model, View
-from cftjax.predictions import Predictions
+from cftjax.predicted import Rows
 from cftjax.progress import Progress
 
 # Errors printed at the end; the output has them all.
@@ -73,7 +73,7 @@ def check(options: Predicting) -> None:
     """
     if not options.paths:
         raise ValueError("nothing to predict: name images, folders, patterns or tables after the run")
-    predictions.check_output(options.output, options.overwrite)
+    predicted.check_output(options.output, options.overwrite)
     if options.workers < 0 or options.heatmaps_at_most < 1:
         raise ValueError("--workers must be at least 0, --heatmaps-at-most at least 1")
     if options.heatmaps is None and options.heatmaps_of:
@@ -140,7 +140,7 @@ def predict(
     pictures = Pictures(model, files, options)
     rows = embedding.embed_rows(looking.backbone, records, model.preprocessing, settings, size)
     with (
-        predictions.writing(options.output, model.categories) as add,
+        predicted.writing(options.output, model.categories) as add,
         Progress("Predict", unit="images") as shown,
         contextlib.closing(rows),
     ):
@@ -150,7 +150,7 @@ def predict(
             probs = model.decisions.probabilities(np.asarray(model.heads(part.z)))
             decided = model.decide(probs)
             reasons = [opening.errors.get(row, "") for row in range(start, stop)]
-            add(Predictions(names[start:stop], probs, decided, reasons))
+            add(Rows(names[start:stop], probs, decided, reasons))
             positive += decided[part.opened].sum(0)
             drawn += pictures.draw(start, probs, decided, part.opened)
             start = stop

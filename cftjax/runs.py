@@ -19,7 +19,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from cftjax import decisions, embedding, storage
+import jax
+
+from cftjax import decisions, devices, embedding, storage
 from cftjax.decisions import Decisions
 from cftjax.types import SPLITS, Embeddings, Heads
 
@@ -107,13 +109,23 @@ class Run:
             )
         return decisions.read(path)
 
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Those that the run has embedded, in the order train, validation, test."""
+        return tuple(split for split in SPLITS if (self.folder / "embeddings" / split).is_dir())
+
     def embeddings(self, split: str) -> Embeddings:
         """A split's embeddings, as memory maps."""
         folder = self.folder / "embeddings" / split
         if not folder.is_dir():
-            present = [s for s in SPLITS if (self.folder / "embeddings" / s).is_dir()]
-            raise FileNotFoundError(f"{self.folder} has no split {split!r}; it has {', '.join(present) or 'none yet'}")
+            raise FileNotFoundError(
+                f"{self.folder} has no split {split!r}; it has {', '.join(self.splits) or 'none yet'}"
+            )
         return embedding.load(folder)
+
+    def names(self, split: str) -> list[str] | None:
+        """What each row of a split's embeddings is called, such as its path; None in runs that do not say."""
+        return embedding.load_names(self.folder / "embeddings" / split)
 
     @contextlib.contextmanager
     def stage(self, name: str, settings: Any, made_from: Sequence[str] = ()) -> Iterator[Stage]:
@@ -128,10 +140,14 @@ class Run:
         record = folder / "stage.json"
         key = hashlib.sha256(json.dumps([name, settings, list(made_from)], sort_keys=True).encode()).hexdigest()[:16]
         old = storage.read_json(record) if record.is_file() else None
+        primary = devices.is_primary()
+        # All hosts have read what is there before the first one changes it, and see the change before they go on.
+        devices.barrier(f"{name} is read")
         if old is not None and old["key"] != key:
             changed = _differences(old["settings"], settings) or ["an earlier stage"]
-            print(f"{name}: made anew, since {'; '.join(changed)}", flush=True)
-            shutil.rmtree(folder)
+            if primary:
+                print(f"{name}: made anew, since {'; '.join(changed)}", flush=True)
+                shutil.rmtree(folder)
             old = None
         stage = Stage(folder, old is not None and old["complete"], key)
         if stage.complete:
@@ -139,15 +155,20 @@ class Run:
             return
         spent = old["seconds"] if old else 0.0
         content = {"key": key, "settings": settings, "complete": False, "seconds": spent}
-        storage.write_json(record, content)
+        if primary:
+            storage.write_json(record, content)
+        devices.barrier(f"{name} begins")
         began = time.monotonic()
         try:
             yield stage
         except BaseException:
-            with contextlib.suppress(OSError):
-                storage.write_json(record, content | {"seconds": spent + time.monotonic() - began})
+            if primary:
+                with contextlib.suppress(OSError):
+                    storage.write_json(record, content | {"seconds": spent + time.monotonic() - began})
             raise
-        storage.write_json(record, content | {"complete": True, "seconds": spent + time.monotonic() - began})
+        devices.barrier(f"{name} ends")
+        if primary:
+            storage.write_json(record, content | {"complete": True, "seconds": spent + time.monotonic() - began})
 
     def seconds(self) -> dict[str, float]:
         """Stage -> seconds spent on it, over all attempts that were not killed outright."""
@@ -156,11 +177,14 @@ class Run:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """Hold the run for this process alone.
+        """Hold the run for this process alone, or where there are several hosts, for them.
 
         Raises:
             ValueError: where another process writes into it.
         """
+        if not devices.is_primary():
+            yield
+            return
         with open(self.folder / ".lock", "w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -201,16 +225,23 @@ def create(folder: Path, settings: Any, categories: Sequence[str], fingerprint: 
             raise ValueError(f"{folder} was begun with other data ({'; '.join(changed)}): use another --workdir")
     elif folder.is_dir() and any(item.name != ".lock" for item in folder.iterdir()):
         raise ValueError(f"--workdir {folder} is not empty and holds no run; give a new folder")
-    storage.write_json(
-        path,
-        {
-            "format": FORMAT,
-            "settings": plain(settings),
-            "categories": list(categories),
-            "fingerprint": fingerprint,
-            "preprocessing": plain(preprocessing),
-            "versions": {name: importlib.metadata.version(name) for name in LIBRARIES}
-            | {"python": platform.python_version()},
-        },
-    )
+    content = {
+        "format": FORMAT,
+        "settings": plain(settings),
+        "source": type(getattr(settings, "data", settings)).__name__,
+        "categories": list(categories),
+        "fingerprint": fingerprint,
+        "preprocessing": plain(preprocessing),
+        "versions": {name: importlib.metadata.version(name) for name in LIBRARIES}
+        | {"python": platform.python_version()},
+    }
+    devices.barrier("run is read")
+    if devices.is_primary():
+        storage.write_json(path, content)
+    devices.barrier("run begins")
+    if not path.is_file() or storage.read_json(path)["fingerprint"] != fingerprint:
+        raise ValueError(
+            f"host {jax.process_index()} does not find in {path} what the first host has written: --workdir must lie "
+            "on a file system that all hosts share, and all must have the same data"
+        )
     return Run(folder)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.numpy
 
 from cftjax.types import Heads
 
@@ -68,6 +69,24 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
             return {name: file[name] for name in file.files}
     except Exception as error:
         raise ValueError(f"{path} is not a readable .npz of plain arrays ({error})") from error
+
+
+def write_tensors(path: Path, arrays: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
+    """A .safetensors of plain arrays, with strings about them."""
+    # The format copies memory as it lies: a transposed view would be written untransposed.
+    whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    write_bytes(path, safetensors.numpy.save(whole, metadata=dict(metadata or {})))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """All arrays of a .safetensors and the strings about them, or ValueError naming the file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}")
+    try:
+        with safetensors.safe_open(path, framework="np") as file:
+            return file.get_tensors(), dict(file.metadata() or {})
+    except Exception as error:
+        raise ValueError(f"{path} is not a readable .safetensors ({error})") from error
 
 
 def write_heads(path: Path, heads: Heads) -> None:

@@ -24,7 +24,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from cftjax import cli, figures, finetune, metrics, report, storage, tables, train
+from cftjax import cli, devices, figures, finetune, hosts, metrics, report, storage, tables, train
 from cftjax.config import ORDERS, Config, LabelsConfig, Metric
 from cftjax.default import get_config
 from cftjax.runs import Run
@@ -92,6 +92,7 @@ def main() -> None:
         suffix="-sweep",
     )
     check(sweep)
+    hosts.join(sweep.hosts)
     config, seeds = sweep.config, sweep.seeds or (sweep.config.seed,)
     loaded = config.data.load()
     methods: dict[str, list[list[float]]] = {}
@@ -118,6 +119,8 @@ def main() -> None:
         num_images,
         len(loaded.categories),
     )
+    if not devices.is_primary():
+        return
     write(sweep.workdir, scores, config.labels)
     print(f"Table: {sweep.workdir / 'table.txt'}")
 
@@ -156,7 +159,8 @@ def part(config: Config[Any], proportion: float, seed: int, unknown: Any) -> Con
 
 def announced(folder: Path) -> Path:
     """The folder, after a line that says which run the output that follows belongs to."""
-    print(f"Run {folder}", flush=True)
+    if devices.is_primary():
+        print(f"Run {folder}", flush=True)
     return folder
 
 

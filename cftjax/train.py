@@ -12,10 +12,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
-from cftjax import cli, embedding, finetune, model, runs, storage, tensorboard, training
-from cftjax.config import Config
+from cftjax import cli, devices, embedding, finetune, frozen, hosts, model, runs, storage, tensorboard, training
+from cftjax.config import Config, check_together, deciding
 from cftjax.data import cache, splits
 from cftjax.data.preprocessing import Box
 from cftjax.default import get_config
@@ -32,10 +33,15 @@ def main() -> None:
     config = experiment.config
     if config.tensorboard:
         tensorboard.check()
+    # Before anything asks for devices: from here on all hosts do the same.
+    hosts.join(experiment.hosts)
     with opened(config.data.load(), config, experiment.workdir) as (run, dataset):
         keys = train_backbone(run, dataset, config)
-        finetune.tune(run, config, keys, dataset.splits.get("test"), heatmaps(run))
-    print(f"Report: {run.folder / 'report'}")
+        # The report is the first host's alone, and a model spread over several cannot be asked by one.
+        seen = heatmaps(run) if jax.process_count() == 1 else None
+        finetune.tune(run, config, keys, dataset.splits.get("test"), seen)
+    if devices.is_primary():
+        print(f"Report: {run.folder / 'report'}")
 
 
 @contextlib.contextmanager
@@ -47,11 +53,12 @@ def opened(loaded: Dataset, config: Config[Any], workdir: Path) -> Iterator[tupl
         config: the experiment.
         workdir: the folder of the run.
     """
+    check_together(config.labels, config.training)
     prepared = splits.prepare(loaded, config.labels, config.split)
     dataset = prepared.dataset
     run = runs.create(workdir, config, dataset.categories, dataset.fingerprint, training.preprocessing(config))
     with run.writing():
-        if prepared.validation_rows is not None:
+        if prepared.validation_rows is not None and devices.is_primary():
             storage.write_arrays(run.folder / "validation_rows.npz", {"rows": prepared.validation_rows})
         yield run, dataset
 
@@ -68,10 +75,13 @@ def train_backbone(run: Run, dataset: Dataset, config: Config[Any], needed: Sequ
     Returns:
         Keys of the stages that search and polish read.
     """
+    if config.training.freeze_backbone:
+        return train_head(run, dataset, config, needed)
     preprocessing = training.preprocessing(config)
     # Not what happens to bad images: a run that one has stopped goes on without it, and keeps what is done.
     given = dataclasses.replace(config.input, on_bad_image="raise")
-    trained_with = [config.labels, given, config.backbone, config.training, config.seed]
+    labels_settings, training_settings = deciding(config.labels, config.training)
+    trained_with = [labels_settings, given, config.backbone, training_settings, config.seed]
     with run.stage("backbone", trained_with, [dataset.fingerprint]) as trained:
         if not trained.complete:
             # Here and not batch by batch, so that a cache in memory serves every epoch's validation.
@@ -88,9 +98,50 @@ def train_backbone(run: Run, dataset: Dataset, config: Config[Any], needed: Sequ
                 embedding.embed(backbone, records, preprocessing, config.input, config.embed.batch_size, stage.folder)
         keys.append(stage.key)
     with run.stage("heads/backbone", [], [trained.key]) as stage:
-        if not stage.complete:
+        if not stage.complete and devices.is_primary():
             storage.write_heads(stage.folder / "heads.npz", heads)
     return [*keys, stage.key]
+
+
+def train_head(run: Run, dataset: Dataset, config: Config[Any], needed: Sequence[str] = SPLITS) -> list[str]:
+    """Embed splits with the pretrained backbone and train the head on them, keeping what is done already.
+
+    Args:
+        run: of the experiment.
+        dataset: its data.
+        config: as for `train_backbone`.
+        needed: the splits to embed besides those that training reads, of those that there are.
+
+    Returns:
+        Keys of the stages that search and polish read.
+    """
+    classifier = frozen.pretrained(config, len(dataset.categories))
+    # Labels do not enter embeddings: another mode for unknown ones trains another head on the same.
+    embedded_with = dataclasses.asdict(config.embed) | {
+        "backbone": config.backbone,
+        "compute_dtype": config.training.compute_dtype,
+    }
+    keys = {}
+    for split in (s for s in SPLITS if s in {"train", "validation", *needed} and s in dataset.splits):
+        with run.stage(f"embeddings/{split}", [embedded_with], [dataset.fingerprint]) as stage:
+            if not stage.complete:
+                records, preprocessing = dataset.splits[split], training.preprocessing(config)
+                batch_size = config.embed.batch_size
+                classifier.eval()
+                embedding.embed(classifier.backbone, records, preprocessing, config.input, batch_size, stage.folder)
+        keys[split] = stage.key
+    read = [split for split in ("train", "validation") if split in keys]
+    labels_settings, training_settings = deciding(config.labels, config.training)
+    trained_with = [labels_settings, None, config.backbone, training_settings, config.seed]
+    with run.stage("backbone", trained_with, [keys[split] for split in read]) as trained:
+        if not trained.complete:
+            embeddings = {split: run.embeddings(split) for split in read}
+            frozen.fit(dataset, embeddings, classifier, config, trained.folder)
+    _, heads = training.load(trained.folder)
+    with run.stage("heads/backbone", [], [trained.key]) as stage:
+        if not stage.complete and devices.is_primary():
+            storage.write_heads(stage.folder / "heads.npz", heads)
+    return [*keys.values(), stage.key]
 
 
 def heatmaps(run: Run) -> Heatmaps:

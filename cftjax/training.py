@@ -1,4 +1,6 @@
-"""Training of the backbone, epoch by epoch, so that it can be stopped anywhere and goes on bit for bit.
+"""Training, epoch by epoch, so that it can be stopped anywhere and goes on bit for bit.
+
+`Images` is what a whole classifier is trained on; `frozen.Embedded` takes its place where the head is trained alone.
 
 In its folder, `best/STEP` holds the weights of the best epoch (moving averages, all that inference needs), `state/STEP`
 the last two states (all that going on needs), and `history.json` the loss and validation score of every epoch;
@@ -11,19 +13,33 @@ import contextlib
 import dataclasses
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
+from jaxtyping import Bool, Float, Float32, Int
 
-from cftjax import backbones, checkpoints, devices, embedding, interruption, metrics, storage, tensorboard, types
+from cftjax import (
+    backbones,
+    checkpoints,
+    devices,
+    embedding,
+    interruption,
+    metrics,
+    storage,
+    tensorboard,
+    types,
+    unknowns,
+)
 from cftjax import train_step as steps
-from cftjax.config import BackboneConfig, Config
-from cftjax.data import pipeline
+from cftjax.config import BackboneConfig, Config, TrainingConfig, check_together
+from cftjax.data import labels, pipeline
 from cftjax.data.preprocessing import Preprocessing
 from cftjax.progress import Progress
 from cftjax.train_step import Classifier
@@ -82,6 +98,134 @@ class Step(NamedTuple):
     loss: jax.Array
 
 
+class Judged(NamedTuple):
+    """Validation as a model of the moment sees it.
+
+    Attributes:
+        z: embeddings.
+        heads: the last layer for them.
+        columns: some categories -> labels [n k] and known [n k].
+    """
+
+    z: Float[types.Array, "n d"]
+    heads: types.Heads
+    columns: Callable[[Int[np.ndarray, " k"]], tuple[Bool[np.ndarray, "n k"], Bool[np.ndarray, "n k"]]]
+
+
+@runtime_checkable
+class Source(Protocol):
+    """What is trained, and on what."""
+
+    @property
+    def records(self) -> types.Records:
+        """The training split."""
+        ...
+
+    @property
+    def settings(self) -> TrainingConfig:
+        """Loss, optimizer and schedule."""
+        ...
+
+    def batches(self, bad_images: set[str]) -> grain.DatasetIterator[types.Batch]:
+        """Endless training batches; names of images that could not be opened are added to the set."""
+        ...
+
+    def abstract(self) -> tuple[nnx.GraphDef[Any], Any, Any, Any]:
+        """Structure, and shapes of parameters, statistics and other variables, of what is trained."""
+        ...
+
+    def create(self) -> nnx.Module:
+        """What is trained, as it begins."""
+        ...
+
+    def judged(self, model: Any, mesh: Mesh) -> Judged | None:
+        """Validation through a model in evaluation mode; None where there is no such split."""
+        ...
+
+    def classifier(self, params: Any, stats: Any, rest: Any) -> tuple[Any, Any]:
+        """Parameters and statistics of the whole classifier, from those of what is trained."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """A whole classifier, trained on images.
+
+    Attributes:
+        dataset: with the split `train`, and `validation` where there is one.
+        config: its labels, input, backbone, training, embed.batch_size and seed are read.
+    """
+
+    dataset: types.Dataset
+    config: Config[Any]
+
+    @property
+    def records(self) -> types.Records:
+        """The training split."""
+        return self.dataset.splits["train"]
+
+    @property
+    def settings(self) -> TrainingConfig:
+        """As given."""
+        return self.config.training
+
+    @property
+    def architecture(self) -> tuple[BackboneConfig, int, Any]:
+        """What decides the classifier's variables."""
+        return architecture(self.config, len(self.dataset.categories))
+
+    def batches(self, bad_images: set[str]) -> grain.DatasetIterator[types.Batch]:
+        """Shuffled and augmented."""
+        config = self.config
+        return iter(
+            pipeline.train_batches(
+                self.records,
+                config.labels,
+                preprocessing(config),
+                config.input,
+                batch_size=config.training.batch_size,
+                seed=config.seed,
+                shard=devices.host_shard(),
+                bad_images=bad_images,
+            )
+        )
+
+    def abstract(self) -> tuple[nnx.GraphDef[Any], Any, Any, Any]:
+        """Of the classifier."""
+        return steps.abstract_classifier(*self.architecture)
+
+    def create(self) -> Classifier:
+        """With random weights, or the backbone's pretrained ones."""
+        return steps.new_classifier(*self.architecture, self.config.seed)
+
+    def judged(self, model: Classifier, mesh: Mesh) -> Judged | None:
+        """All validation images, embedded."""
+        if "validation" not in self.dataset.splits:
+            return None
+        records, config = self.dataset.splits["validation"], self.config
+        parts = list(
+            embedding.embed_rows(
+                model.backbone, records, preprocessing(config), config.input, config.embed.batch_size, mesh=mesh
+            )
+        )
+        z, opened = np.concatenate([part.z for part in parts]), np.concatenate([part.opened for part in parts])
+
+        def columns(some: Int[np.ndarray, " k"]) -> tuple[np.ndarray, np.ndarray]:
+            given = records.labels.columns(some)
+            return given.labels, given.known & opened[:, None]
+
+        return Judged(z, heads_of(model), columns)
+
+    def classifier(self, params: Any, stats: Any, rest: Any) -> tuple[Any, Any]:
+        """As they are."""
+        return params, stats
+
+
+def architecture(config: Config[Any], num_categories: int) -> tuple[BackboneConfig, int, Any]:
+    """What decides the variables of an experiment's classifier: see `train_step.abstract_classifier`."""
+    return config.backbone, num_categories, devices.compute_dtype(config.training.compute_dtype)
+
+
 def preprocessing(config: Config[Any]) -> Preprocessing:
     """What images go through: as the backbone's weights want it, at the size asked for or that the data have."""
     found = backbones.preprocessing(config.backbone)
@@ -106,9 +250,21 @@ def fit(dataset: types.Dataset, config: Config[Any], folder: Path, *, mesh: Mesh
             naming step and images.
         KeyboardInterrupt: after a signal, when everything is saved.
     """
+    return follow(Images(dataset, config), config, folder, mesh)
+
+
+def follow(source: Source, config: Config[Any], folder: Path, mesh: Mesh | None = None) -> History:
+    """Train on a source, or go on with the training in the folder, as `fit` does on images."""
     mesh = devices.mesh() if mesh is None else mesh
     devices.check_batch_size("training.batch_size", config.training.batch_size, mesh)
-    training = Training(dataset, config, folder, mesh)
+    parts = config.training.accumulate
+    if config.training.batch_size % (parts * mesh.size):
+        raise ValueError(
+            f"training.batch_size {config.training.batch_size} does not divide into training.accumulate {parts} parts "
+            f"over {mesh.size} devices: use a multiple of {parts * mesh.size}."
+        )
+    check_together(config.labels, config.training)
+    training = Training(source, config, folder, mesh)
     if training.history.finished:
         return training.history
     with (
@@ -140,32 +296,30 @@ def fit(dataset: types.Dataset, config: Config[Any], folder: Path, *, mesh: Mesh
 class Training:
     """A training that is under way."""
 
-    def __init__(self, dataset: types.Dataset, config: Config[Any], folder: Path, mesh: Mesh) -> None:
+    def __init__(self, source: Source, config: Config[Any], folder: Path, mesh: Mesh) -> None:
         """Begin, or take up what the folder holds."""
-        self.dataset, self.config, self.folder = dataset, config, folder
-        self.preprocessing = preprocessing(config)
-        self.records = dataset.splits["train"]
+        self.source, self.config, self.folder = source, config, folder
+        self.records = source.records
         self.unopened: set[str] = set()
-        settings = config.training
+        settings = source.settings
         self.steps_per_epoch = pipeline.steps_per_epoch(len(self.records), settings.batch_size)
-        self.iterator = iter(
-            pipeline.train_batches(
-                self.records,
-                config.labels,
-                self.preprocessing,
-                config.input,
-                batch_size=settings.batch_size,
-                seed=config.seed,
-                shard=devices.host_shard(),
-                bad_images=self.unopened,
-            )
-        )
+        self.iterator = source.batches(self.unopened)
         num_steps = settings.epochs * self.steps_per_epoch
         num_steps = min(num_steps, settings.max_steps or num_steps)
-        dtype = devices.compute_dtype(settings.compute_dtype)
-        architecture = (config.backbone, len(dataset.categories), dtype)
-        graphdef, *shapes = steps.abstract_classifier(*architecture)
-        self.spec = steps.new_spec(graphdef, settings, num_steps, mesh)
+        graphdef, params, stats, rest = source.abstract()
+        self.spec = steps.new_spec(
+            graphdef,
+            settings,
+            num_steps,
+            mesh,
+            labels=config.labels,
+            steps_per_epoch=self.steps_per_epoch,
+            seed=config.seed,
+        )
+        kept = (
+            unknowns.new_memory(config.labels, *self.records.labels.shape),
+            positive_weights(self.records.labels, config),
+        )
         self.advance = steps.compiled(self.spec)
         self.writer = checkpoints.Writer()
         self.log: tensorboard.Log | None = None
@@ -176,12 +330,13 @@ class Training:
         found = checkpoints.steps(folder / "state")
         if not found:
             self.history = History()
-            self.state = steps.new_state(self.spec, steps.new_classifier(*architecture, config.seed))
+            self.state = steps.new_state(self.spec, source.create(), *kept)
             return
         metadata = checkpoints.metadata(folder / "state", found[-1])
         self.history = History.from_json(metadata["history"])
         self.unopened.update(self.history.unopened)
-        self.state = checkpoints.restore(folder / "state", found[-1], steps.abstract_state(self.spec, *shapes))
+        like = steps.abstract_state(self.spec, params, stats, rest, *kept)
+        self.state = checkpoints.restore(folder / "state", found[-1], like)
         self.iterator.set_state(metadata["iterator"])
         # The best weights may not have been written when the state of the same step was.
         if self.history.best_step == self.history.step and self.history.step not in checkpoints.steps(folder / "best"):
@@ -263,42 +418,31 @@ class Training:
 
     def validate(self) -> float | None:
         """The mean score of the moving averages on the known validation labels; None where there is none."""
-        if "validation" not in self.dataset.splits:
-            return None
-        records = self.dataset.splits["validation"]
         model = nnx.merge(self.spec.graphdef, *self.state.ema, self.state.rest)
         model.eval()
-        parts = list(
-            embedding.embed_rows(
-                model.backbone,
-                records,
-                self.preprocessing,
-                self.config.input,
-                self.config.embed.batch_size,
-                mesh=self.spec.mesh,
-            )
-        )
-        z, opened = np.concatenate([part.z for part in parts]), np.concatenate([part.opened for part in parts])
-        heads, c = heads_of(model), len(self.dataset.categories)
+        judged = self.source.judged(model, self.spec.mesh)
+        if judged is None:
+            return None
+        heads, c = judged.heads, len(judged.heads.bias)
         scores = np.empty(c, np.float32)
         # A group of categories at a time: all labels of a large set do not fit into one dense array.
-        size = max(SCORED_ELEMENTS // max(len(records), 1), 1)
+        size = max(SCORED_ELEMENTS // max(len(judged.z), 1), 1)
         for start in range(0, c, size):
             some = slice(start, min(start + size, c))
-            given = records.labels.columns(np.arange(c)[some])
-            logits = np.asarray(types.Heads(heads.kernel[some], heads.bias[some])(z))
-            known = given.known & opened[:, None]
-            scores[some] = metrics.score(self.config.training.metric, logits, given.labels, known)
+            present, known = judged.columns(np.arange(c)[some])
+            logits = np.asarray(types.Heads(heads.kernel[some], heads.bias[some])(judged.z))
+            scores[some] = metrics.score(self.config.training.metric, logits, present, known)
         mean = float(metrics.mean_defined(scores))
         return mean if math.isfinite(mean) else None
 
     def save_best(self) -> None:
         """Begin to write what inference needs."""
         params, stats = self.state.ema
+        params, stats = self.source.classifier(params, stats, self.state.rest)
         history = self.history
         metadata = {
             "backbone": dataclasses.asdict(self.config.backbone),
-            "num_categories": len(self.dataset.categories),
+            "num_categories": self.records.labels.shape[1],
             "compute_dtype": self.config.training.compute_dtype,
             "epoch": history.best_epoch,
             "score": history.score[history.best_epoch - 1],
@@ -344,18 +488,31 @@ class Training:
         return words
 
 
+def positive_weights(given: types.Labels, config: Config[Any]) -> Float32[np.ndarray, " c"] | None:
+    """Factors of the losses of every category's positives; None where positives are not weighted.
+
+    Negatives per positive, to the power that the settings say; both counted at least as one.
+    """
+    power = config.training.positive_weight_power
+    if power == 0:
+        return None
+    positive, count = labels.target_sums(given, config.labels, config.seed)
+    return (np.maximum(count - positive, 1) / np.maximum(positive, 1)).astype(np.float32) ** np.float32(power)
+
+
 def heads_of(model: Classifier) -> types.Heads:
     """The last layer of a classifier, kernel [c d] and bias [c]."""
     head: Any = nnx.as_pure(nnx.state(model.head, nnx.Param))
     return types.Heads(head["kernel"].T, head["bias"])
 
 
-def load(folder: Path, mesh: Mesh | None = None) -> tuple[Any, types.Heads]:
+def load(folder: Path, mesh: Mesh | None = None, dtype: Any = None) -> tuple[Any, types.Heads]:
     """The backbone, ready to embed, and the heads of the best epoch.
 
     Args:
         folder: that `fit` wrote.
         mesh: of the devices to place the weights on; all of them if None.
+        dtype: of the backbone's arithmetic; the one it was trained in if None.
 
     Raises:
         FileNotFoundError: where no epoch is finished.
@@ -364,7 +521,7 @@ def load(folder: Path, mesh: Mesh | None = None) -> tuple[Any, types.Heads]:
     if not found:
         raise FileNotFoundError(f"{folder} holds no trained backbone: run the training command again to finish it.")
     metadata = checkpoints.metadata(folder / "best", found[-1])
-    dtype = devices.compute_dtype(metadata["compute_dtype"])
+    dtype = devices.compute_dtype(metadata["compute_dtype"]) if dtype is None else dtype
     architecture = (BackboneConfig(**metadata["backbone"]), metadata["num_categories"], dtype)
     graphdef, params, stats, _ = steps.abstract_classifier(*architecture)
     whole = devices.replicated(devices.mesh() if mesh is None else mesh)

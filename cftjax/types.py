@@ -93,16 +93,19 @@ class Batch(NamedTuple):
     """What one training or embedding step takes.
 
     Attributes:
-        image: [n h w 3] float32, normalised.
+        image: [n h w 3] float32, normalised; or embeddings [n d], where the head is trained alone.
         labels: [n c] float32 targets in [0, 1].
         known: [n c] bool, where the target counts.
         rows: [n] int32 row of the split; -1 for padding that fills the last batch.
+        unknown: [n c] bool, labels that nobody gave and that a mode of `cftjax.unknowns` decides about; None where
+            `labels` and `known` say it all.
     """
 
     image: Array
     labels: Array
     known: Array
     rows: Array
+    unknown: Array | None = None
 
 
 @jax.tree_util.register_dataclass

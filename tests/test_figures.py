@@ -116,3 +116,36 @@ def test_several_seeds_are_drawn_as_mean_and_standard_deviation():
     line, _, (bars,) = figure.axes[0].containers[0].lines
     np.testing.assert_allclose(line.get_ydata(), [60, 60])
     np.testing.assert_allclose(bars.get_segments()[0][:, 1], [60 - 10 * 2**0.5, 60 + 10 * 2**0.5])
+
+
+@pytest.mark.parametrize("m", [1, 2, 5])
+@pytest.mark.parametrize("c", [1, 31, 200])
+def test_scores_of_models_are_drawn_highest_first_with_the_last_in_blue(m, c):
+    rng = np.random.default_rng(0)
+    values = {f"m{i}": np.stack([x := rng.random(c), x - 0.1, x + 0.1]) for i in range(m)}
+    values[f"m{m - 1}"][:, 0] = np.nan if c > 1 else 0.5
+    means = {name: 0.5 for name in values}
+    figure = figures.score_intervals([f"c{i} $" for i in range(c)], values, means, metric="AP", split="test")
+    last = list(values.values())[-1][0]
+    best = int(np.nanargmax(last))
+    assert figure.axes[0].get_yticklabels()[0].get_text() == f"c{best} $"
+    shown = sum(len(ax.get_yticks()) for ax in figure.axes)
+    assert shown == min(c - (c > 1), 90)
+    assert figure.axes[0].collections[2 * m - 1].get_offsets()[0][0] == pytest.approx(100 * last[best])
+    assert ("1 undefined" in figure._suptitle.get_text()) == (c > 1)
+    assert has_colour(pixels(figure), BLUE) if c == 1 else True
+
+
+def test_curves_of_a_model_have_one_colour_in_every_category_whoever_gives_it():
+    curve = np.array([[0.0, 0.5, 1.0], [0.5, 0.6, 0.4], [0.0, 0.2, 1.0]])
+    categories = {"a": {"x": curve, "all": curve}, "b": {"all": curve, "y": curve}, "c": {}}
+    figure = figures.precision_recall_and_roc(categories, ["x", "y", "all"], split="test", num_categories=9)
+    colours = [[line.get_color() for line in ax.get_lines()] for ax in figure.axes]
+    assert len(figure.axes) == 4
+    assert colours[0][:2] == colours[1][1:] == ["#222222", "#1766a6"]
+    assert colours[2] == colours[3][1:] == ["#1766a6", "#c8500a"]
+    assert "2 of 9 categories" in figure._suptitle.get_text()
+    roc = figure.axes[1].get_lines()[1]
+    np.testing.assert_allclose(roc.get_xydata(), [[0, 0], [0, 0], [20, 50], [100, 100]])
+    nothing = figures.precision_recall_and_roc({"a": {}}, ["x"], split="test", num_categories=1)
+    assert "no curve" in nothing.texts[0].get_text()

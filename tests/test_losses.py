@@ -163,3 +163,12 @@ def test_impossible_options_are_refused_by_name():
         losses.asymmetric(LOGITS, TARGETS, gamma_positive=-2.0)
     with pytest.raises(ValueError, match=r"clip is 1\.0"):
         losses.asymmetric(LOGITS, TARGETS, clip=1.0)
+
+
+@every_loss
+def test_positive_weights_scale_the_positive_branch(case):
+    loss, define, options = CASES[case]
+    x = LOGITS.astype(np.float64)
+    expected = TARGETS * define(x, 1.0, **options) * WEIGHTS + (1 - TARGETS) * define(x, 0.0, **options)
+    found = loss(LOGITS, TARGETS, positive_weights=WEIGHTS, **options)
+    np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-7)

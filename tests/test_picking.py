@@ -111,3 +111,16 @@ def test_a_score_made_by_looking_is_believed_only_as_far_as_it_is_fair():
         ("best", {"ga": np.zeros(1, np.float32)}, "ga"),
     ):
         assert choose(candidates, split, split, config=ChooseConfig(rule=rule), fair_scores=fair).names == [name]
+
+
+def test_a_head_that_a_later_stage_left_as_it_was_bears_the_name_of_the_stage_that_made_it():
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(400, 2)).astype(np.float32)
+    labels = (z[:, :1] + 0.5 * rng.normal(size=(400, 1))) > 0.5
+    split = Embeddings(z, labels, np.ones_like(labels))
+    old, new = (Heads(np.float32([[1, x]]), np.zeros(1, np.float32)) for x in (1, 0))
+    candidates = {"backbone": old, "polish": new, "ga": Heads(new.kernel.copy(), np.ones(1, np.float32))}
+    # The search is believed to be worth more, but found nothing.
+    chosen = choose(candidates, split, split, fair_scores={"ga": np.ones(1, np.float32)})
+    assert chosen.names == ["polish"]
+    assert chosen.heads.bias == new.bias

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import cftjax
-from cftjax import cli, predict, predictions
+from cftjax import cli, predict, predicted
 from cftjax.data import finding
 from cftjax.data.problems import DataError
 
@@ -179,7 +179,7 @@ def test_a_table_without_rows_is_refused(tmp_path):
 
 
 def test_categories_called_like_other_columns_give_way():
-    assert predictions.columns(["error", "A", "A decision"]) == (
+    assert predicted.columns(["error", "A", "A decision"]) == (
         "path",
         ["error (category)", "A", "A decision"],
         ["error decision", "A decision (category)", "A decision decision"],
@@ -187,16 +187,16 @@ def test_categories_called_like_other_columns_give_way():
     )
 
 
-@pytest.mark.parametrize("ending", predictions.ENDINGS)
+@pytest.mark.parametrize("ending", predicted.ENDINGS)
 def test_parts_are_written_as_they_come_and_nothing_remains_of_a_failure(tmp_path, monkeypatch, ending):
-    monkeypatch.setattr(predictions, "BLOCK_CELLS", 6)
-    part = predictions.Predictions(
+    monkeypatch.setattr(predicted, "BLOCK_CELLS", 6)
+    part = predicted.Rows(
         ["a", "b\udcff"], np.array([[0.25], [1.0]]), np.array([[False], [True]]), ["", 'bad, "so"\nto say']
     )
     output = tmp_path / f"out{ending}"
 
     def interrupted():
-        with predictions.writing(output, ["c"]) as add:
+        with predicted.writing(output, ["c"]) as add:
             for _ in range(5):
                 add(part)
             raise KeyboardInterrupt
@@ -204,7 +204,7 @@ def test_parts_are_written_as_they_come_and_nothing_remains_of_a_failure(tmp_pat
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert not os.listdir(tmp_path)
-    with predictions.writing(output, ["c"]) as add:
+    with predicted.writing(output, ["c"]) as add:
         for _ in range(3):
             add(part)
     if ending == ".csv":

@@ -196,6 +196,90 @@ def test_the_schedule_peaks_after_the_warm_up_and_ends_near_zero(kind):
     assert all(np.diff(rates[20:]) < 1e-9)
 
 
+def test_one_cycle_is_torchs_but_for_one_step_over_each_of_its_halves():
+    def torch(step, peak=0.3, total=100, share=0.2):
+        """As torch.optim.lr_scheduler.OneCycleLR documents it: div_factor 25, final_div_factor 1e4, cosine."""
+        start, end, top = peak / 25, peak / 25 / 1e4, share * total - 1
+        low, high, part = (start, peak, step / top) if step <= top else (peak, end, (step - top) / (total - 1 - top))
+        return high + (low - high) / 2 * (1 + np.cos(np.pi * part))
+
+    settings = dataclasses.replace(TRAINING, schedule="onecycle", learning_rate=0.3, warmup=0.2)
+    schedule = train_step.schedule(settings, 100)
+    for ours, theirs in ((0, 0), (20, 19), (100, 99)):
+        assert float(schedule(ours)) == pytest.approx(torch(theirs), rel=1e-4)
+    expected = np.array([torch(step) for step in range(100)])
+    difference = np.abs([float(schedule(step)) for step in range(100)] - expected)
+    assert difference.max() < np.abs(np.diff(expected)).max()
+
+
+def test_layer_decay_slows_each_block_more_than_the_one_after_it():
+    one = {"kernel": jnp.ones((2, 2))}
+    params = {"backbone": {"stem": one, "blocks": {0: one, 1: one, 10: one}, "head": one}, "head": one}
+    settings = dataclasses.replace(TRAINING, optimizer="sgd", clip_norm=1e9, weight_decay=0.0)
+    moved = {}
+    for decay in (1.0, 0.5):
+        tx = train_step.optimizer(dataclasses.replace(settings, layer_decay=decay), 10)
+        updates, _ = tx.update(params, tx.init(params), params)
+        moved[decay] = {name: value[0, 0] for name, value in arrays(updates).items()}
+    ratio = {name: moved[0.5][name] / value for name, value in moved[1.0].items()}
+    blocks = {f"['backbone']['blocks'][{i}]['kernel']": 0.5 ** (11 - i) for i in (0, 1, 10)}
+    ends = {"['backbone']['stem']['kernel']": 0.5**12, "['backbone']['head']['kernel']": 1, "['head']['kernel']": 1}
+    assert ratio == pytest.approx(blocks | ends)
+
+
+def test_blocks_are_found_in_every_family_of_backbones():
+    for name, count in (("tiny", 1), ("efficientnet_lite0", 16)):
+        _, params, _, _ = train_step.abstract_classifier(BackboneConfig(name), 2, jnp.float32)
+        updates = jax.tree.map(lambda x: np.ones((), np.float32), params)
+        found = {float(x) for x in jax.tree.leaves(train_step._decay_by_depth(0.5, updates, None))}
+        assert found == {0.5**power for power in range(count + 2)}
+
+
+def test_positives_weigh_by_the_negatives_of_their_category():
+    known = np.array([[1, 1, 0], [1, 1, 0], [1, 0, 0], [1, 0, 0], [1, 1, 0]], bool)
+    positive = np.array([[1, 1, 0], [0, 0, 0], [0, 0, 0], [0, 0, 0], [0, 1, 0]], bool)
+    given = types.Labels(positive, known, np.zeros_like(known))
+    assert training.positive_weights(given, config()) is None
+    half = config(positive_weight_power=0.5)
+    np.testing.assert_allclose(training.positive_weights(given, half), np.sqrt([4, 1 / 2, 1]), rtol=1e-6)
+    negative = dataclasses.replace(half, labels=LabelsConfig())
+    np.testing.assert_allclose(training.positive_weights(given, negative), np.sqrt([4, 3 / 2, 5]), rtol=1e-6)
+
+
+def test_mixed_labels_cost_what_each_image_says_by_its_share():
+    spec, _ = spec_and_mixing()
+    rng = np.random.default_rng(0)
+    given = batch(known=True)._replace(known=rng.random((BATCH, 2)) < 0.6)
+    # A target that does not count may be anything.
+    given = given._replace(labels=np.where(given.known, given.labels, np.nan).astype(np.float32))
+    given = given._replace(unknown=~given.known & (rng.random((BATCH, 2)) < 0.7))
+    mix, weights = train_step.mixed(spec, jnp.int32(5), given)
+    key = jax.random.fold_in(jax.random.key(spec.seed), 5)
+    shares = np.asarray(jax.random.beta(key, 0.4, 0.4, (BATCH, 1)))[:, 0]
+    logits = rng.normal(size=(BATCH, 2)).astype(np.float32)
+    cost = weights * train_step.losses.sigmoid_bce(logits, mix.labels, where=mix.known)
+    for i in range(BATCH):
+        pair = ((i, shares[i]), (BATCH - 1 - i, 1 - shares[i]))
+        image = sum(share * given.image[row] for row, share in pair)
+        np.testing.assert_allclose(mix.image[i], image, rtol=1e-4, atol=1e-6)
+        for j in range(2):
+            saying = [(share, given.labels[row, j]) for row, share in pair if given.known[row, j]]
+            assert mix.known[i, j] == bool(saying)
+            x = logits[i, j]
+            expected = sum(share * np.log1p(np.exp(-x if label else x)) for share, label in saying)
+            assert float(cost[i, j]) == pytest.approx(float(expected), rel=1e-4, abs=1e-6)
+            if not saying:
+                left = sum(share for row, share in pair if given.unknown[row, j])
+                assert mix.unknown[i, j] == (left > 0)
+                assert float(weights[i, j]) == pytest.approx(float(left), abs=1e-6)
+
+
+def spec_and_mixing():
+    graphdef, *shapes = train_step.abstract_classifier(BackboneConfig("tiny"), 2, jnp.float32)
+    settings = dataclasses.replace(TRAINING, mixup=0.4)
+    return train_step.new_spec(graphdef, settings, 10, devices.mesh(), seed=3), shapes
+
+
 def results(folder):
     """Everything a finished training leaves, arrays as bytes."""
     found = checkpoints.steps(folder / "state")
@@ -261,7 +345,7 @@ def test_images_left_out_are_remembered_over_an_interruption(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         training.fit(dataset(change), skipping, tmp_path)
-    first = training.Training(dataset(), skipping, tmp_path, devices.mesh()).history.unopened
+    first = training.Training(training.Images(dataset(), skipping), skipping, tmp_path, devices.mesh()).history.unopened
     history = training.fit(dataset(change), skipping, tmp_path)
     assert set(first) <= set(history.unopened) == {"image2", "image7"}
     assert training.History.from_json(storage.read_json(tmp_path / "history.json")) == history
@@ -403,6 +487,10 @@ def test_settings_that_do_not_fit_are_refused(tmp_path):
         training.fit(dataset(), config(batch_size=12), tmp_path)
     with pytest.raises(ValueError, match="batch_size 64 is larger than the training split of 43 images"):
         training.fit(dataset(), config(batch_size=64), tmp_path)
+    with pytest.raises(
+        ValueError, match=r"batch_size 8 does not divide into training.accumulate 2 parts over 8 devices"
+    ):
+        training.fit(dataset(), config(accumulate=2), tmp_path)
     with pytest.raises(FileNotFoundError, match="holds no trained backbone: run the training command again"):
         training.load(tmp_path)
 

@@ -1,4 +1,8 @@
-"""Any evosax algorithm behind one interface: ours by default, others by their evosax name."""
+"""Any evosax algorithm behind one interface: ours by default, others by their evosax name.
+
+evosax computes as soon as it is imported, which takes hold of the devices. Several hosts must have joined before that,
+so that here it is imported where it is used.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from evosax.algorithms import algorithms as evosax_algorithms
-from evosax.algorithms.population_based.base import PopulationBasedAlgorithm
 
-from cftjax.cft.genetic import GeneticAlgorithm
 from cftjax.config import GAConfig
 
 OURS = "GA"
@@ -28,6 +29,10 @@ def create(config: GAConfig, num_genes: int) -> tuple[Any, Any]:
     Raises:
         ValueError: for a name that evosax does not have.
     """
+    from evosax.algorithms import algorithms as evosax_algorithms
+
+    from cftjax.cft.genetic import GeneticAlgorithm
+
     solution = jnp.zeros((num_genes,), jnp.float32)
     if config.algorithm == OURS:
         ours = GeneticAlgorithm(config.population_size, solution, config.selection, config.mutation)
@@ -58,6 +63,8 @@ def create(config: GAConfig, num_genes: int) -> tuple[Any, Any]:
 
 def start(algorithm: Any, params: Any, key: jax.Array, population: jax.Array, fitness: jax.Array) -> Any:
     """First state: population-based ones take the evaluated population, distribution-based ones its best as mean."""
+    from evosax.algorithms.population_based.base import PopulationBasedAlgorithm
+
     if isinstance(algorithm, PopulationBasedAlgorithm):
         return algorithm.init(key, population, fitness, params)
     return algorithm.init(key, population[jnp.argmin(fitness)], params)

@@ -103,6 +103,11 @@ def choose(
             worth[i] = np.where(np.isnan(fair), worth[i], fair)
     picked = picking.pick(config.rule, dataclasses.replace(whole, scores=worth))
     picked[list(untuned)] = 0
+    # A head that a later stage left as it was bears the name of the stage that made it.
+    kernels = [np.asarray(heads.kernel) for heads in candidates.values()]
+    picked = np.array(
+        [next(j for j, k in enumerate(kernels) if (k[c] == kernels[i][c]).all()) for c, i in enumerate(picked)]
+    )
     kernel, bias = (
         np.stack([np.asarray(getattr(candidates[order[i]], field))[c] for c, i in enumerate(picked)])
         for field in ("kernel", "bias")

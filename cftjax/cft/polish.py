@@ -21,7 +21,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, Int
 
-from cftjax import losses
+from cftjax import devices, losses
 from cftjax.cft import picking, problems, spaces
 from cftjax.cft.problems import Rows
 from cftjax.cft.search import Progress, Store
@@ -223,7 +223,8 @@ def polish(
         config: loss, optimizer and pulls; None for the defaults.
         store: where finished categories are kept, so that an interrupted polish goes on.
         progress: called with categories done, categories, and the mean validation score so far.
-        mesh: devices with an axis `data`, over which categories are split; None for one device.
+        mesh: devices with an axis `data`, over which categories are split; None for one device. Where they are those of
+            several hosts, all of them must call.
 
     Returns:
         Polished: heads, scores, and the categories that could not be tuned, with the reason.
@@ -243,15 +244,21 @@ def polish(
     seen_train, seen_validation = (spaces.see(split, heads, space) for split in (train, validation))
     unit = np.ones(len(kernel), np.float32)
 
+    # As in the search, every host polishes categories of its own.
+    several = mesh is not None and jax.process_count() > 1
+    mesh = devices.local(mesh) if mesh is not None else None
+    known = seen_train.known.sum(0)
+    mine = sorted(devices.share(sorted(tuned, key=lambda c: known[c]))) if several else tuned
     sharding = None if mesh is None else NamedSharding(mesh, PartitionSpec("data"))
     run = _program(config, mesh)
     candidates = pulls(config)
-    longest = problems.padded_length(max((int(seen_train.known[:, c].sum()) for c in tuned), default=1))
-    each = 4.0 * longest * (2 * seen_train.z.shape[-1] + 8 * len(candidates))
+    longest = problems.padded_length(max((int(known[c]) for c in tuned), default=1))
+    judging = problems.padded_length(int(seen_validation.known.sum(0).max(initial=1)))
+    each = 4.0 * (longest * (2 * seen_train.z.shape[-1] + 8 * len(candidates)) + judging * seen_train.z.shape[-1])
     at_once = problems.categories_at_once(each, 1 if mesh is None else mesh.size)
     found: dict[int, dict[str, Any]] = {}
 
-    for group in problems.groups(seen_train, seen_validation, tuned, at_once, ranked=False):
+    for group in problems.groups(seen_train, seen_validation, mine, at_once, ranked=False):
         results = store.get(group.name)
         if results is None:
             rows = group.rows(seen_train, seen_validation, unit, sharding)
@@ -260,8 +267,10 @@ def polish(
         for g, c in enumerate(group.categories):
             found[c] = {name: value[g] for name, value in results.items()}
         if progress is not None:
-            progress(len(found), len(tuned), float(np.nanmean([np.nanmax(f["score"]) for f in found.values()])))
+            progress(len(found), len(mine), float(np.nanmean([np.nanmax(f["score"]) for f in found.values()])))
 
+    if several:
+        found = _of_all_hosts(found)
     before, after = (np.full(len(kernel), np.nan, np.float32) for _ in range(2))
     steps, names = np.zeros(len(kernel), np.int32), [""] * len(kernel)
     for c, i in _picked(found, candidates, seen_validation, config, validation.groups).items():
@@ -279,6 +288,17 @@ def polish(
         scores[:, c] = result["score"]
     every = [pull.name for pull in candidates]
     return Polished(Heads(kernel, bias), before, after, steps, names, untuned, every, scores)
+
+
+def _of_all_hosts(found: dict[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    """What every host found, by category."""
+    brought = {f"{c} {name}": np.asarray(value) for c, results in found.items() for name, value in results.items()}
+    joined: dict[int, dict[str, Any]] = {}
+    for theirs in devices.exchange(brought):
+        for key, value in theirs.items():
+            category, name = key.split()
+            joined.setdefault(int(category), {})[name] = value
+    return joined
 
 
 def _picked(

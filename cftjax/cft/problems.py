@@ -15,6 +15,7 @@ from jax.sharding import NamedSharding
 from jaxtyping import Bool, Float, Num
 from scipy import special
 
+from cftjax import devices
 from cftjax.cft import ranking
 from cftjax.cft.spaces import ROWS_AT_ONCE, Seen
 from cftjax.config import Metric
@@ -101,15 +102,17 @@ def padded_length(count: int, per_octave: int = 4, smallest: int = 512) -> int:
     return max(smallest, -(-count // step) * step)
 
 
-def positive_slots(count: int, length: int) -> int:
+def positive_slots(count: int, length: int, platform: str | None = None) -> int:
     """Enough for so many positives, or 0 where they are too many to count by.
 
-    A CPU counts as far as the positives go, so that one program serves all; elsewhere the next power of two.
+    A CPU counts as far as the positives go, so that one program serves all; elsewhere the next power of two. The
+    platform is the default backend's, unless one is named.
     """
+    platform = platform or jax.default_backend()
     most = min(max(COUNTED_POSITIVES, length // 16), 2**29 // length, length)
     if count > most:
         return 0
-    return most if jax.default_backend() == "cpu" else min(most, max(16, 1 << max(0, count - 1).bit_length()))
+    return most if platform == "cpu" else min(most, max(16, 1 << max(0, count - 1).bit_length()))
 
 
 def rows_of(
@@ -215,8 +218,10 @@ def groups(
         at_once: the largest group.
         ranked: whether the training rows are ranked as well.
     """
-    # A generation scores one candidate on validation, so that padding costs little there, and programs are saved.
-    train_shapes, validation_shapes = _shapes(train, 4, ranked), _shapes(validation, 1, True)
+    # A generation scores one candidate on validation: a CPU's loops end with the rows that there are, so that padding
+    # costs little and programs are saved. Other devices read all of it, as long as the training rows take.
+    coarse = 1 if jax.default_backend() == "cpu" else 4
+    train_shapes, validation_shapes = _shapes(train, 4, ranked), _shapes(validation, coarse, True)
     alike: dict[tuple[Shape, Shape], list[int]] = {}
     for c in categories:
         alike.setdefault((train_shapes[c], validation_shapes[c]), []).append(c)
@@ -239,6 +244,15 @@ def categories_at_once(bytes_each: float, devices: int) -> int:
         return devices
     stats = jax.local_devices()[0].memory_stats() or {}
     return max(1, int(0.5 * stats.get("bytes_limit", 8 * 2**30) / bytes_each)) * devices
+
+
+def join_hosts(mine: Sequence[int], arrays: Sequence[np.ndarray]) -> None:
+    """Fill arrays [c ...], of which every host knows its own categories, with what the others know."""
+    rows = np.asarray(mine, np.int64)
+    parts = {f"part_{i}": array[rows] for i, array in enumerate(arrays)}
+    for theirs in devices.exchange({"categories": rows, **parts}):
+        for i, array in enumerate(arrays):
+            array[theirs["categories"]] = theirs[f"part_{i}"]
 
 
 def refit_bias(heads: Heads, train: Embeddings, categories: Sequence[int]) -> Float[np.ndarray, " c"]:

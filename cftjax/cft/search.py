@@ -21,8 +21,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Bool, Float, Int
 
+from cftjax import devices
 from cftjax.cft import algorithms, problems, spaces
-from cftjax.cft.genetic import random_bits
 from cftjax.cft.problems import Rows
 from cftjax.cft.spaces import Space
 from cftjax.config import GAConfig, Metric
@@ -133,6 +133,8 @@ def _where(condition: Bool[jax.Array, " g"], new: Any, old: Any) -> Any:
 
 def _some_rows(rows: Rows, key: jax.Array, share: float) -> Rows:
     """A share of the known rows, or all of them where a category would be left without a positive or a negative."""
+    from cftjax.cft.genetic import random_bits  # imports evosax: see algorithms.py
+
     # A counter's hash: the first rows draw the same bits whatever the padding behind them.
     drawn = random_bits(key, rows.labels.shape[-1:]) < jnp.uint32(share * 2**32)
     where, labels = jnp.asarray(rows.where) & drawn[None, :], jnp.asarray(rows.labels)
@@ -358,7 +360,8 @@ def search(
         store: where finished categories and the state of running ones are kept; a search given the store of an
             interrupted one goes on where that stood.
         progress: called with generations done, generations at most, and the mean validation score so far.
-        mesh: devices with an axis `data`, over which categories are split; None for one device.
+        mesh: devices with an axis `data`, over which categories are split; None for one device. Where they are those of
+            several hosts, all of them must call.
 
     Returns:
         Found: heads, scores, history, and the categories that could not be tuned, with the reason.
@@ -384,16 +387,25 @@ def search(
         axis=1,
     )
 
+    # Categories need no communication: every host searches its own, and learns of the others' at the end.
+    several = mesh is not None and jax.process_count() > 1
+    mesh = devices.local(mesh) if mesh is not None else None
+    known = seen_train.known.sum(0)
+    mine = sorted(devices.share(sorted(tuned, key=lambda c: known[c]))) if several else tuned
     engine = _engine(config, num_genes, whole, mesh)
-    lengths = [problems.padded_length(int(known)) for known in seen_train.known.sum(0)[tuned]]
+    lengths = [problems.padded_length(int(count)) for count in known[tuned]]
     longest = max(lengths, default=1)
-    each = 4.0 * (longest * num_genes + 6 * config.population_size * longest + 4 * config.population_size * num_genes)
+    judging = problems.padded_length(int(seen_validation.known.sum(0).max(initial=1)))
+    each = 4.0 * (
+        (longest + judging) * num_genes + 6 * config.population_size * longest + 4 * config.population_size * num_genes
+    )
     at_once = config.categories_at_once or problems.categories_at_once(each, 1 if mesh is None else mesh.size)
     before, after, held_out = (np.full(len(kernel), np.nan, np.float32) for _ in range(3))
-    history = np.full((config.num_generations, len(kernel)), np.nan, np.float32)
-    done, total = 0, config.num_generations * len(tuned)
+    history = np.full((len(kernel), config.num_generations), np.nan, np.float32)
+    found = np.zeros((len(kernel), num_genes + whole), np.float32)
+    done, total = 0, config.num_generations * len(mine)
 
-    for group in problems.groups(seen_train, seen_validation, tuned, at_once):
+    for group in problems.groups(seen_train, seen_validation, mine, at_once):
         here, size = list(group.categories), len(group.categories)
         results = store.get(group.name + "-done")
         if results is None:
@@ -432,18 +444,21 @@ def search(
             }
             store[group.name + "-done"] = results
         before[here], after[here], held_out[here] = results["before"], results["after"], results["held_out"]
-        history[: results["history"].shape[1], here] = results["history"].T
-        for c, genes in zip(here, results["genes"], strict=True):
-            if whole:
-                kernel[c], bias[c] = genes[:-1], genes[-1]
-            else:
-                step, shift = space.step(genes * unit[c], c)
-                kernel[c] += step
-                bias[c] += shift
+        history[here, : results["history"].shape[1]] = results["history"]
+        found[here] = results["genes"]
         done += config.num_generations * size
         if progress is not None:
             progress(done, total, float(np.nanmean(after)))
 
+    if several:
+        problems.join_hosts(mine, (before, after, held_out, history, found))
+    for c in tuned:
+        if whole:
+            kernel[c], bias[c] = found[c, :-1], found[c, -1]
+        else:
+            step, shift = space.step(found[c] * unit[c], c)
+            kernel[c] += step
+            bias[c] += shift
     if config.refit_bias:
         bias = problems.refit_bias(Heads(kernel, bias), train, tuned)
-    return Found(Heads(kernel, bias), before, after, history, held_out, untuned)
+    return Found(Heads(kernel, bias), before, after, history.T, held_out, untuned)

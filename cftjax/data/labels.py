@@ -24,6 +24,7 @@ Uncertain = Literal["negative", "positive", "ignore", "smooth_negative", "smooth
 # Label smoothing of CheXpert's uncertain labels: U[0, 0.3] on the negative side, U[0.55, 0.85] on the positive.
 SMOOTHING = {"smooth_negative": (0.0, 0.3), "smooth_positive": (0.55, 0.85)}
 
+ELEMENTS = 2**24  # of dense blocks of labels
 MAX_NAMED = 5  # bad cells an error message names; the rest are counted
 
 
@@ -96,6 +97,33 @@ def resolve(
         else:
             targets[i, j] = uncertain == "positive"
     return targets, where
+
+
+def target_sums(
+    labels: types.Labels, config: LabelsConfig, seed: int, opened: Bool[np.ndarray, " n"] | None = None
+) -> tuple[Float[np.ndarray, " c"], Float[np.ndarray, " c"]]:
+    """Sum and number of every category's targets as training begins with them; read in blocks.
+
+    Modes that decide about unknown labels while training begin with all of them negative, or with none that counts.
+
+    Args:
+        labels: of a whole split.
+        config: what unknown and uncertain labels become.
+        seed: of the soft targets.
+        opened: rows that count; all if None.
+    """
+    n, c = labels.shape
+    unknown: Unknown = "ignore" if config.unknown in ("ignore", "selective", "curriculum") else "assume_negative"
+    total, count = np.zeros(c), np.zeros(c)
+    size = max(ELEMENTS // max(c, 1), 1)
+    for start in range(0, n, size):
+        rows = np.arange(start, min(start + size, n))
+        targets, where = resolve(labels[rows], unknown=unknown, uncertain=config.uncertain, seed=seed, rows=rows)
+        if opened is not None:
+            where &= opened[rows, None]
+        total += np.where(where, targets, 0).sum(0, dtype=np.float64)
+        count += where.sum(0)
+    return total, count
 
 
 def hide_uniform(labels: types.Labels, known_proportion: float, seed: int = 526) -> types.Labels:

@@ -160,7 +160,8 @@ def notes(summary: Summary, labels_config: LabelsConfig, most: int) -> Iterator[
         settings = ", ".join(f"{name} {value}" for name, value in labels.hiding(labels_config).items())
         yield f"Labels of train are hidden ({settings}): training sees what is left (options --labels)."
     if train.seen.unknown.any():
-        meaning = "count as negative" if labels_config.unknown == "assume_negative" else "do not count"
+        meanings = {"assume_negative": "count as negative", "ignore": "do not count"}
+        meaning = meanings.get(labels_config.unknown, "become what docs/training.md says")
         yield f"In training unknown labels {meaning} (--labels.unknown {labels_config.unknown})."
     if train.seen.uncertain.any():
         yield f"In training uncertain labels become: {labels_config.uncertain} (--labels.uncertain)."

@@ -61,10 +61,7 @@ def train_batches(
         ValueError: batch_size is larger than the split, or does not divide over the hosts.
     """
     local = local_rows(batch_size, shard)
-    if batch_size > len(records):
-        raise ValueError(
-            f"batch_size {batch_size} is larger than the training split of {len(records)} images: reduce it."
-        )
+    check_size(batch_size, len(records))
     opener = Opener(cache.cached(records, preprocessing, input_config), preprocessing, input_config, bad_images)
     make = TrainBatch(opener, labels_config, batch_size, seed, local)
     return in_threads(grain.MapDataset.range(ENDLESS).seed(seed).random_map(make), input_config)
@@ -119,6 +116,41 @@ def epoch_order(num_images: int, seed: int, epoch: int) -> Int[np.ndarray, " n"]
     order = np.random.default_rng([seed, epoch]).permutation(num_images)
     order.flags.writeable = False
     return order
+
+
+def check_size(batch_size: int, num_images: int) -> None:
+    """Refuse a batch that is larger than the split."""
+    if batch_size > num_images:
+        raise ValueError(
+            f"batch_size {batch_size} is larger than the training split of {num_images} images: reduce it."
+        )
+
+
+def rows_of(step: int, num_images: int, batch_size: int, seed: int, local: slice) -> Int[np.ndarray, " n"]:
+    """The rows of this host's part of a training batch, by its number counted from the first epoch on."""
+    epoch, step = divmod(step, steps_per_epoch(num_images, batch_size))
+    return epoch_order(num_images, seed, epoch)[step * batch_size :][local]
+
+
+def labelled(
+    image: Float[np.ndarray, "n ..."],
+    given: types.Labels,
+    labels_config: config.LabelsConfig,
+    seed: int,
+    rows: Int[np.ndarray, " n"],
+    opened: Bool[np.ndarray, " n"],
+) -> types.Batch:
+    """A training batch: labels resolved, but for unknown ones that training decides about; none where not opened."""
+    simple = labels_config.unknown in ("assume_negative", "ignore")
+    unknown = labels_config.unknown if simple else "ignore"
+    targets, known = labels.resolve(given, unknown=unknown, uncertain=labels_config.uncertain, seed=seed, rows=rows)
+    return types.Batch(
+        image,
+        targets,
+        known & opened[:, None],
+        np.where(opened, rows, -1).astype(np.int32),
+        None if simple else ~(given.known | given.uncertain) & opened[:, None],
+    )
 
 
 def in_threads(batches: grain.MapDataset, input_config: config.InputConfig) -> grain.IterDataset:
@@ -194,9 +226,7 @@ class TrainBatch:
         settings = self.opener.config
         # Drawn for all hosts, so that an image is augmented alike whichever of them makes it.
         draws = rng.random((self.batch_size, augment.num_draws(settings.randaugment_operations)))[self.local]
-        n = len(self.opener.records)
-        epoch, step = divmod(step, steps_per_epoch(n, self.batch_size))
-        rows = epoch_order(n, self.seed, epoch)[step * self.batch_size :][self.local]
+        rows = rows_of(step, len(self.opener.records), self.batch_size, self.seed, self.local)
         pixels, opened = self.opener(rows, draws)
         if settings.flip:
             augment.flip(pixels, draws)
@@ -205,14 +235,7 @@ class TrainBatch:
         )
         if settings.cutout:
             augment.cutout(image, draws, settings.cutout)
-        targets, known = labels.resolve(
-            self.opener.records.labels[rows],
-            unknown=self.labels_config.unknown,
-            uncertain=self.labels_config.uncertain,
-            seed=self.seed,
-            rows=rows,
-        )
-        return types.Batch(image, targets, known & opened[:, None], np.where(opened, rows, -1).astype(np.int32))
+        return labelled(image, self.opener.records.labels[rows], self.labels_config, self.seed, rows, opened)
 
 
 @dataclasses.dataclass(frozen=True)

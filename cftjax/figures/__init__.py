@@ -5,6 +5,7 @@ prints them.
 """
 
 from cftjax.figures.calibration import reliability
+from cftjax.figures.evaluation import precision_recall_and_roc, score_intervals
 from cftjax.figures.heatmaps import heatmaps
 from cftjax.figures.images import image_sheet
 from cftjax.figures.labels import label_counts
@@ -18,6 +19,8 @@ __all__ = [
     "image_sheet",
     "label_counts",
     "over_proportions",
+    "precision_recall_and_roc",
     "reliability",
+    "score_intervals",
     "search_history",
 ]

@@ -1,0 +1,90 @@
+"""Programs of the pipeline lower for TPUs and GPUs, which no test machine has; compiling them takes more."""
+
+import functools
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from cftjax import backbones, devices, embedding, metrics, types
+from cftjax import train_step as steps
+from cftjax.backbones import convolutions
+from cftjax.cft import polish, problems, search
+from cftjax.config import BackboneConfig, GAConfig, PolishConfig, TrainingConfig, TuningConfig, with_recipe
+
+PLATFORMS = ["tpu", "cuda"]
+PAPER = with_recipe(TuningConfig(), "paper")
+
+
+def array(shape, dtype=jnp.float32, sharding=None):
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+
+def lowered(program, *arguments):
+    """The program's text for both platforms; where they differ both branches stand in it."""
+    # Optimizer states are trees of types that export would have to be told how to store.
+    leaves, tree = jax.tree.flatten(arguments)
+    flat = jax.jit(lambda *leaves: jax.tree.leaves(program(*jax.tree.unflatten(tree, leaves))))
+    return jax.export.export(flat, platforms=PLATFORMS)(*leaves).mlir_module()
+
+
+def columns(categories=2, length=64, genes=4):
+    """The arrays of `problems.Rows`."""
+    kinds = (jnp.float32, jnp.bool, jnp.bool, jnp.bool)
+    return [array((categories, length, genes)), *(array((categories, length), kind) for kind in kinds)]
+
+
+def test_a_training_step_lowers_in_bfloat16():
+    graphdef, *shapes = steps.abstract_classifier(BackboneConfig("small_resnet"), 3, jnp.bfloat16)
+    spec = steps.new_spec(graphdef, TrainingConfig(), 10, devices.mesh(jax.devices()[:1]))
+    batch = types.Batch(array((2, 32, 32, 3)), array((2, 3)), array((2, 3), jnp.bool), array((2,), jnp.int32))
+    state = jax.tree.map(lambda x: array(x.shape, x.dtype), steps.abstract_state(spec, *shapes))
+    assert "bf16" in lowered(functools.partial(steps.train_step, spec), state, batch)
+
+
+def test_the_gradient_of_a_depthwise_convolution_is_a_grouped_convolution_there():
+    def total(x, kernel):
+        return jnp.sum(convolutions.depthwise_conv(x, kernel))
+
+    text = lowered(jax.grad(total, argnums=(0, 1)), array((2, 8, 8, 16)), array((3, 3, 16)))
+    assert "feature_group_count = 16" in text
+
+
+def test_embedding_lowers():
+    build = functools.partial(backbones.create, BackboneConfig("small_resnet"), dtype=jnp.bfloat16)
+    graphdef, variables = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
+    forward = functools.partial(embedding.forward, graphdef)
+    assert "convolution" in lowered(forward, nnx.as_pure(variables), array((2, 32, 32, 3)))
+
+
+@pytest.mark.parametrize("slots", [0, 16], ids=["sorting", "counting"])
+@pytest.mark.parametrize("config", [GAConfig(dimensions=4, row_share=0.5), PAPER.ga], ids=["default", "paper"])
+def test_the_search_lowers(config, slots):
+    whole = config.dimensions is None
+    engine = search._Engine(config, 4, whole, None)
+
+    def program(train, validation, seeds, words, limit):
+        train, validation = (problems.Rows(*rows, slots=slots) for rows in (train, validation))
+        key = jax.random.wrap_key_data(words)
+        return engine.advance(engine.start(train, validation, seeds, key), train, validation, key, limit)
+
+    seeds, words = array((2, 1, 4 + whole)), array((2,), jnp.uint32)
+    text = lowered(program, columns(), columns(), seeds, words, array((), jnp.int32))
+    # Scores are ranked by XLA's own sort where there are no slots, and parents by one where the best of them breed.
+    assert ("stablehlo.sort" in text) == (slots == 0 or config.selection == "truncation")
+
+
+@pytest.mark.parametrize("config", [PolishConfig(dimensions=4), PAPER.polish], ids=["newton", "adam"])
+def test_the_polish_lowers(config):
+    def program(train, validation):
+        return polish._program(config, None)(problems.Rows(*train, slots=0), problems.Rows(*validation, slots=16))
+
+    assert "stablehlo.while" in lowered(program, columns(), columns())
+
+
+@pytest.mark.parametrize("metric", metrics.METRICS)
+def test_metrics_lower(metric):
+    scores, labels = array((64, 3)), array((64, 3), jnp.bool)
+    assert "stablehlo.sort" in lowered(functools.partial(metrics._score, metric=metric), scores, labels, labels)
