@@ -164,6 +164,10 @@ def thumbnail(image: Picture, heat: Float[np.ndarray, "y x"] | None = None, box:
     picture.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
     if heat is not None:
         left, top, right, bottom = (picture.width / image.shape[1] * x for x in box or (0, 0, *image.shape[1::-1]))
+        # Continued by a place on every side, for the outer places may see less than the ends of the image.
+        down, across = (bottom - top) / heat.shape[0], (right - left) / heat.shape[1]
+        left, top, right, bottom = left - across, top - down, right + across, bottom + down
+        heat = np.pad(heat, 1, mode="edge")
         size = max(round(right - left), 1), max(round(bottom - top), 1)
         stretched = Image.fromarray(np.asarray(heat, np.float32)).resize(size, Image.Resampling.BILINEAR)
         placed = Image.new("F", picture.size)

@@ -151,7 +151,7 @@ def heatmaps(run: Run) -> Heatmaps:
     def maps(images: Sequence[np.ndarray], category: int) -> list[tuple[np.ndarray, Box]]:
         trained = load(run.folder)
         found = trained.heatmaps(images, [run.categories[category]])[..., 0]
-        boxes = [trained.preprocessing.box(*image.shape[:2]) for image in images]
+        boxes = [trained.box(*image.shape[:2]) for image in images]
         return list(zip(found, boxes, strict=True))
 
     return maps

@@ -210,10 +210,10 @@ def test_the_categories_furthest_from_perfect_are_shown_and_their_number_is_boun
     assert k <= shown <= mistakes.MOST_THUMBNAILS
 
 
-def test_a_heat_is_red_where_it_is_positive_and_only_within_its_box():
+def test_a_heat_is_red_where_it_is_positive_and_ends_a_place_beyond_its_box():
     grey = np.full((64, 128, 3), 128, np.uint8)
     heat = np.array([[1.0, -1.0]])
-    picture = np.asarray(Image.open(io.BytesIO(mistakes.thumbnail(grey, heat, (32.0, 0.0, 96.0, 64.0))))).astype(int)
+    picture = np.asarray(Image.open(io.BytesIO(mistakes.thumbnail(grey, heat, (48.0, 16.0, 80.0, 48.0))))).astype(int)
     red, blue, outside = picture[32, 44], picture[32, 84], picture[32, 8]
     assert red[0] > red[2] + 50
     assert blue[2] > blue[0] + 30
