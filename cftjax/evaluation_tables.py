@@ -233,8 +233,8 @@ def weights(out: Mapping[str, Any], width: int, most_rows: int) -> Table:
 COMBINED = {
     "mean": "the mean of its members' probabilities",
     "rank": "the mean of its members' ranks among these rows; it has no probabilities, hence no ECE",
-    "weighted": "a weighted mean of probabilities; per category, weights make the known labels of {} most likely",
-    "greedy": "a mean of probabilities; per category, members were picked with replacement for {metric} on {}",
+    "weighted": "a weighted mean of probabilities; per category, weights make the known labels of {0} most likely",
+    "greedy": "a mean of probabilities; per category, members were picked with replacement for {1} on {0}",
 }
 
 
@@ -242,12 +242,11 @@ def notes(out: Mapping[str, Any], most_rows: int = MOST_ROWS) -> list[str]:
     """What a reader of the tables must know besides: how scores are made, and what is undefined and why."""
     lines = [f"{out['rows']:,} {out['unit']}; unknown and uncertain labels count nowhere."]
     if whole := out["ensemble"]:
-        judged = whole["validation"] or {"source": "", "metric": ""}
-        words = COMBINED[whole["combine"]].format(judged["source"], metric=judged["metric"])
-        lines.append(f"The ensemble is {words}.")
+        judged = whole["validation"]
+        on = (judged["source"], judged["metric"]) if judged else ("", "")
+        lines.append(f"The ensemble is {COMBINED[whole['combine']].format(*on)}.")
         reasons: dict[str, list[str]] = {}
-        unfitted: dict[str, str] = judged.get("unfitted") or {}
-        for category, reason in unfitted.items():
+        for category, reason in judged["unfitted"].items() if judged else ():
             reasons.setdefault(reason, []).append(category)
         lines += [f"Equal weights ({reason}): {few(names)}." for reason, names in reasons.items()]
     for model in out["models"]:

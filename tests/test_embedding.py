@@ -60,7 +60,10 @@ def test_embeddings_are_those_of_each_image_in_file_order(tmp_path):
     np.testing.assert_array_equal(found.groups, np.arange(N) // 2)
     assert isinstance(found.z, np.memmap)
     assert not isinstance(embedding.load(tmp_path / "train", mmap=False).z, np.memmap)
-    assert sorted(content(tmp_path / "train")) == ["groups.npy", "known.npy", "labels.npy", "uncertain.npy", "z.npy"]
+    assert sorted(content(tmp_path / "train")) == [
+        *["groups.npy", "known.npy", "labels.npy", "names.json", "uncertain.npy", "z.npy"]
+    ]
+    assert embedding.load_names(tmp_path / "train") == [f"image{row}" for row in range(N)]
 
 
 def test_one_device_and_eight_agree(tmp_path):

@@ -126,8 +126,8 @@ def precision_recall_and_roc(
         framed(left, "recall (%)", "precision (%)")
         framed(right, "false positive rate (%)", "recall (%)")
         left.set_title(short(name, 34), fontsize=9.5, loc="left", fontweight="bold", color=INK, parse_math=False)
-    some = f"{len(drawn)} of {num_categories:,} categories: those with the most known positives, if any"
-    some = some if len(drawn) < num_categories else ""
+    why = "those with the most known positives" if len(drawn) == MOST_CURVES else "where labels of both kinds are known"
+    some = f"{len(drawn)} of {num_categories:,} categories, {why}" if len(drawn) < num_categories else ""
     title = f"Precision and recall, and ROC, on {split}"
     figure.suptitle(f"{title}\n{some}" if some else title, fontsize=11, fontweight="bold", y=1 - 0.08 / height)
     for place, name in enumerate(names):
