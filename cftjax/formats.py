@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -53,6 +54,8 @@ def to_onnx(program: Program) -> bytes:
         import onnx  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ImportError(f"{ONNX_EXTRA} ({error})") from error
+    # It logs tracebacks of its plugins for libraries that do not concern us; what it cannot convert it raises.
+    logging.getLogger("jax2onnx").setLevel(logging.CRITICAL)
     given = abstract_input(program)
     # Traced before jax2onnx looks at it, which would put operators of its own in the place of Flax's layers.
     traced = jaxpr_as_fun(jax.make_jaxpr(program.function())(given))

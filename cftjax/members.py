@@ -173,5 +173,5 @@ def fit_thresholds(
             told = known[:, j]
             positive = int(labels[told, j].sum())
             if model.given[some.start + j] and 0 < positive < told.sum():
-                found[some.start + j] = decisions.threshold(probs[told, j], labels[told, j], rule, target)
+                found[some.start + j] = decisions.threshold(probs[told, j], labels[told, j], rule, target or 0.0)
     return found

@@ -20,16 +20,16 @@ def make(folder, *, backbone=True, calibration="platt", splits=("train", "valida
         config = Config(data=DigitsData(), labels=labels or LabelsConfig(), seed=3)
         preprocessing = Preprocessing(SIZE, (0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
     else:
-        config, preprocessing = Finetuning(file=folder / "there" / "mine.npz"), None
+        config, preprocessing = Finetuning(file=folder / "elsewhere" / "mine.npz"), None
     run = runs.create(folder, config, CATEGORIES, "f1f2", preprocessing)
     dim = write_backbone(run, rng) if backbone else 5
-    kernel, bias = rng.normal(size=(3, dim)) / np.sqrt(dim), rng.normal(size=3)
+    kernel, bias = 10 * rng.normal(size=(3, dim)) / np.sqrt(dim), rng.normal(size=3)
     final = Heads(kernel.astype(np.float32), bias.astype(np.float32))
     for stage in runs.HEADS:
         storage.write_heads(folder / "heads" / stage / "heads.npz", final)
     for split in splits:
         z = rng.normal(size=(40, dim)).astype(np.float32)
-        truth = np.asarray(final(z)) + rng.normal(size=(40, 3)) > 0
+        truth = np.asarray(final(z)) + 10 * rng.normal(size=(40, 3)) > 0
         known = rng.random(truth.shape) < 0.8
         embedding.save(folder / "embeddings" / split, Embeddings(z, truth & known, known, ~known & (z[:, :3] > 1)))
     judge = "validation" if "validation" in splits else "train"
@@ -48,8 +48,9 @@ def write_backbone(run, rng):
     model = train_step.new_classifier(BackboneConfig(), len(CATEGORIES), np.float32, 0)
     _, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
     # Running statistics as training leaves them: a program in the wrong mode, or without them, says something else.
-    for _, variable in nnx.to_flat_state(stats):
-        variable.set_value(rng.uniform(0.5, 1.5, variable.get_value().shape).astype(np.float32))
+    for path, variable in nnx.to_flat_state(stats):
+        low, high = (-0.1, 0.1) if path[-1] == "mean" else (0.8, 1.2)
+        variable.set_value(rng.uniform(low, high, variable.get_value().shape).astype(np.float32))
     writer = checkpoints.Writer()
     metadata = {
         "backbone": runs.plain(BackboneConfig()),

@@ -29,9 +29,8 @@ def run(tmp_path_factory):
 def rows(text, heading):
     section = text.split(f"## {heading}\n")[1].split("\n## ")[0]
     lines = [line for line in section.splitlines() if line.startswith("|")]
-    return {
-        cells[0]: cells[1:] for cells in ([c.strip() for c in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines)
-    }
+    cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+    return {first: rest for first, *rest in cells}
 
 
 def test_scores_are_those_of_the_report(run):
@@ -93,7 +92,7 @@ def test_a_run_from_a_file_alone_names_the_file_and_not_its_folder(tmp_path):
     text = card.text(made)
     assert "Source: mine.npz." in text
     assert str(tmp_path) not in text
-    assert "there" not in text
+    assert "elsewhere" not in text
     assert "Cross-validated on the known training labels" in text
     assert "- polish: mAP 60.00" in text
     assert "fitted on the known labels of train" in text

@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 
+import jax.numpy as jnp
 import made_run
 import numpy as np
 import pytest
@@ -39,6 +40,7 @@ def test_a_file_of_every_format_says_what_the_run_says(run, tmp_path, format):
     path, difference = export.write(run, format, tmp_path)
     assert difference < 1e-5
     images = np.random.default_rng(1).integers(0, 256, (3, made_run.SIZE, made_run.SIZE, 3), np.uint8)
+    images //= np.array([1, 2, 8], np.uint8)[:, None, None, None]
     probabilities = np.asarray(formats.RUNNERS[format](path)(images))
     assert probabilities.dtype == np.float32
     np.testing.assert_allclose(probabilities, cftjax.load(run.folder)(images), atol=1e-5)
@@ -118,7 +120,7 @@ def test_a_probability_that_is_not_a_number_is_a_difference(without_backbone):
         export.largest_difference(found, expected)
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)  # the first one compiles
 @given(
     seed=st.integers(0, 10**6),
     calibration=st.sampled_from(["none", "platt", "temperature", "isotonic"]),
@@ -136,7 +138,7 @@ def test_calibration_in_the_program_is_that_of_the_run(seed, calibration, negati
     )
     # Among the knots, between them, and far outside.
     asked = np.concatenate([logits, logits[:5] + np.float32(0.3), np.full((1, 3), -90, np.float32)])
-    found = np.asarray(programs.calibrated(asked, programs.calibration_arrays(fitted)))
+    found = np.asarray(programs.calibrated(jnp.asarray(asked), programs.calibration_arrays(fitted)))
     export.largest_difference(found.astype(np.float64), export.Expectation(asked, asked, fitted))
 
 
@@ -160,8 +162,8 @@ def test_wrong_calls_are_refused_in_one_line(run, tmp_path, monkeypatch, capsys)
     code, said = call(tmp_path / "nothing")
     assert code == 1
     assert said == (
-        f"cftjax: error: {tmp_path / 'nothing'} is not a run (it has no config.json); give the --workdir of a "
-        "training\n"
+        f"cftjax: error: {tmp_path / 'nothing'} is not a run (it has no config.json); "
+        "give the --workdir of a training\n"
     )
     (tmp_path / "file").write_text("")
     code, said = call(run.folder, "--output", tmp_path / "file")

@@ -89,7 +89,7 @@ def test_two_hosts_train_as_one_with_the_same_devices(folder, tmp_path):
     experiment = cli.parse("", default.get_config, SMALL)
     config = experiment.config
     dataset = splits.prepare(config.data.load(), config.labels, config.split).dataset
-    alone = training.Training(dataset, config, tmp_path, devices.mesh(jax.devices()[:2]))
+    alone = training.Training(training.Images(dataset, config), config, tmp_path, devices.mesh(jax.devices()[:2]))
     epochs = 2
     for _ in range(epochs * alone.steps_per_epoch):
         alone.step()
