@@ -10,6 +10,7 @@ import glob
 import importlib.util
 import os
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
@@ -92,5 +93,7 @@ def leave(code: int) -> NoReturn:
     if code and jax.distributed.is_initialized():
         sys.stdout.flush()
         sys.stderr.flush()
+        # Others may have met the same error, and should say so before the loss of this one ends them.
+        time.sleep(1.0)
         os._exit(code)
     sys.exit(code)
