@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from PIL import Image
-from test_report import CATEGORIES, STAGES, make_records, write
+from test_report import CATEGORIES, STAGES, make_records, stage_heads, write
 
 from cftjax import mistakes, page, report
 from cftjax.config import GAConfig, TuningConfig
@@ -81,6 +81,7 @@ def written(tmp_path_factory):
     found, _ = write(
         folder,
         categories=categories,
+        heads=stage_heads() | {"final": stage_heads()["ga"]},  # the toy's own final heads make no mistake
         records=noisy_records(40),
         heatmaps=heatmaps,
         title=EVIL,
@@ -268,7 +269,7 @@ def test_in_a_browser_a_head_sorts_and_what_is_undefined_stays_last(written, tmp
     (tmp_path / "clicked.html").write_text(text.replace("</body>", click), encoding="utf-8")
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
     out = subprocess.run(
-        [*command, "--dump-dom", f"file://{tmp_path / 'clicked.html'}"], capture_output=True, text=True, timeout=60
+        [*command, "--dump-dom", f"file://{tmp_path / 'clicked.html'}"], capture_output=True, text=True, timeout=240
     )
     title = re.search("<title>(.*?)</title>", out.stdout, re.DOTALL)
     assert title is not None, out.stderr
