@@ -43,6 +43,7 @@ def test_an_interrupted_training_logs_every_step_once_and_what_it_did(tmp_path, 
                 self.step()
             self.settle()
             self.log.flush()
+            self.writer.wait()  # a process that dies leaves no thread behind that writes on
             raise RuntimeError("killed")
 
     with monkeypatch.context() as patch:
