@@ -134,7 +134,7 @@ def waiting(dataset: types.Dataset, options: Options) -> tuple[float, float, flo
         training=TrainingConfig(batch_size=options.batch_size, max_steps=options.steps + WARM_UP),
     )
     with tempfile.TemporaryDirectory() as folder:
-        run = training.Training(dataset, config, Path(folder), devices.mesh())
+        run = training.Training(training.Images(dataset, config), config, Path(folder), devices.mesh())
         run.iterator = timed = TimedIterator(run.iterator)  # type: ignore[assignment]
         seconds = []
         for _ in range(options.steps + WARM_UP):

@@ -66,7 +66,7 @@ class Program(NamedTuple):
     unit: str
 
 
-def array(shape: tuple[int, ...], dtype: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+def array(shape: tuple[int, ...], dtype: Any, sharding: Any) -> Any:
     """A shape in place of an array."""
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
@@ -83,7 +83,8 @@ def train(mesh: Mesh, name: str, size: int, batch: int, categories: int, remat: 
         array((batch, categories), jnp.bool, split),
         array((batch,), jnp.int32, split),
     )
-    return steps.compiled(spec).lower(steps.abstract_state(spec, *shapes), given)
+    step: Any = steps.compiled(spec)
+    return step.lower(steps.abstract_state(spec, *shapes), given)
 
 
 def embed(mesh: Mesh, name: str, size: int, batch: int) -> Any:

@@ -143,9 +143,10 @@ class Embedded:
 
     def classifier(self, params: Any, stats: Any, rest: Any) -> tuple[Any, Any]:
         """The backbone as it was given, and the head for its embeddings."""
+        whole: Any
         _, whole, backbone_stats, _ = nnx.split(self.pretrained, nnx.Param, nnx.BatchStat, ...)
         head = plain(params["head"], rest["mean"], rest["scale"])
-        return nnx.as_pure(whole) | {"head": head}, nnx.as_pure(backbone_stats)
+        return {**nnx.as_pure(whole), "head": head}, nnx.as_pure(backbone_stats)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
 
@@ -43,7 +43,10 @@ def join(config: HostsConfig) -> None:
     }
     if jax.distributed.is_initialized():
         return
-    timeouts = {"heartbeat_timeout_seconds": HEARTBEAT_SECONDS, "shutdown_timeout_seconds": SHUTDOWN_SECONDS}
+    timeouts: dict[str, Any] = {
+        "heartbeat_timeout_seconds": HEARTBEAT_SECONDS,
+        "shutdown_timeout_seconds": SHUTDOWN_SECONDS,
+    }
     if all(value is None for value in given.values()):
         if managed(os.environ) or on_tpu_vm():
             jax.distributed.initialize(**timeouts)

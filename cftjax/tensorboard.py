@@ -64,15 +64,16 @@ class Log:
 
     def scalars(self, step: int, values: Mapping[str, float | None]) -> None:
         """Add a point to each curve; None and NaN are left out."""
-        from tensorboardX.proto.summary_pb2 import Summary  # an extra
+        from tensorboardX.proto import summary_pb2  # an extra
 
+        summary: Any = summary_pb2  # made at run time
         # Not the writer's own add_scalar: it replaces characters, so that two categories may become one.
         points = [
-            Summary.Value(tag=name, simple_value=value)
+            summary.Summary.Value(tag=name, simple_value=value)
             for name, value in values.items()
             if value is not None and not np.isnan(value)
         ]
-        self.writer.file_writer.add_summary(Summary(value=points), step)
+        self.writer.file_writer.add_summary(summary.Summary(value=points), step)
 
     def flush(self) -> None:
         """Write down what was added."""

@@ -81,13 +81,13 @@ def _lists(sheet: sheets.Sheet, problems: Problems) -> Float32[np.ndarray, "n d"
     if not any(kind(column.type) for kind in kinds) or not _is_number(column.type.value_type):
         problems.add(f"type {column.type} is no list of numbers", column="z")
         return np.zeros((len(column), 0), np.float32)
-    lengths = pc.fill_null(pc.list_value_length(column), -1).to_numpy()
+    lengths = pc.fill_null(pc.call_function("list_value_length", [column]), -1).to_numpy()
     dim = int(lengths[0])
     for row in np.flatnonzero((lengths != dim) | (lengths < 1))[:1]:
         what = "is blank" if lengths[row] < 0 else f"has {lengths[row]} numbers where the first row has {dim}"
         problems.add(f"the list {what}", row=sheet.place(row), column="z", mend="give every row as many numbers")
         return np.zeros((len(column), 0), np.float32)
-    return _numbers(pc.list_flatten(column)).reshape(len(column), dim)
+    return _numbers(pc.call_function("list_flatten", [column])).reshape(len(column), dim)
 
 
 def _columns(sheet: sheets.Sheet, names: list[str], problems: Problems) -> Float32[np.ndarray, "n d"]:

@@ -142,8 +142,8 @@ def labelled(
 ) -> types.Batch:
     """A training batch: labels resolved, but for unknown ones that training decides about; none where not opened."""
     simple = labels_config.unknown in ("assume_negative", "ignore")
-    unknown = labels_config.unknown if simple else "ignore"
-    targets, known = labels.resolve(given, unknown=unknown, uncertain=labels_config.uncertain, seed=seed, rows=rows)
+    mode = "assume_negative" if labels_config.unknown == "assume_negative" else "ignore"
+    targets, known = labels.resolve(given, unknown=mode, uncertain=labels_config.uncertain, seed=seed, rows=rows)
     return types.Batch(
         image,
         targets,
