@@ -14,10 +14,11 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
 
-Padding = Literal["same", "symmetric"]
+Padding = Literal["same", "symmetric", "none"]
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
 TERMS = 16
@@ -34,8 +35,10 @@ def pad_amounts(size: int, kernel: int, stride: int, padding: Padding) -> tuple[
         kernel: taps along the axis.
         stride: pixels between outputs.
         padding: `same` as TensorFlow pads, uneven where it must be, for ceil(size / stride) outputs; `symmetric` as
-            torch pads, kernel // 2 on both sides.
+            torch pads, kernel // 2 on both sides; `none`.
     """
+    if padding == "none":
+        return 0, 0
     if padding == "symmetric":
         return kernel // 2, kernel // 2
     total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
@@ -49,6 +52,17 @@ def depthwise_conv(
     k = kernel.shape[0]
     pads = (pad_amounts(x.shape[1], k, stride, padding), pad_amounts(x.shape[2], k, stride, padding))
     return _depthwise(x, kernel, stride, pads)
+
+
+def conv(
+    x: Float[Array, "n h w i"], kernel: Float[Array, "k k i o"], *, stride: int = 1, padding: Padding = "symmetric"
+) -> Float[Array, "n ho wo o"]:
+    """Convolve all channels with k x k filters."""
+    k = kernel.shape[0]
+    if k == 1:
+        return pointwise_conv(x[:, ::stride, ::stride], kernel[0, 0])
+    pads = (pad_amounts(x.shape[1], k, stride, padding), pad_amounts(x.shape[2], k, stride, padding))
+    return lax.conv_general_dilated(x, kernel, (stride, stride), pads, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
 @jax.custom_vjp
@@ -67,6 +81,12 @@ def _pointwise_backward(residuals: tuple[Array, Array], dy: Array) -> tuple[Arra
 
 
 pointwise_conv.defvjp(lambda x, kernel: (pointwise_conv(x, kernel), (x, kernel)), _pointwise_backward)
+
+
+def max_pool_3x3(x: Float[Array, "n h w c"]) -> Float[Array, "n y x c"]:
+    """Maxima of 3 x 3 pixels, every second one of them, of an `x` that is nowhere below zero."""
+    # Zeros serve as well as -inf, then.
+    return nnx.max_pool(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), (3, 3), strides=(2, 2))
 
 
 # The custom gradient stands outside the choice of platform: differentiating through the choice would keep both forms'
