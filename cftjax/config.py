@@ -45,8 +45,8 @@ class BackboneConfig:
     """Height and width that images are brought to, in pixels; None takes what the weights were trained with, or the
     data's own size."""
     pooling: Literal["published", "mean", "max", "mean_max", "attention"] = "published"
-    """Feature maps to embedding: as the architecture's authors did it; the mean over height and width, the maximum, both;
-    or a mean whose weights are learnt, which starts as the plain mean."""
+    """Feature maps to embedding: as the architecture's authors did it; the mean over height and width, the maximum,
+    both; or a mean whose weights are learnt, which starts as the plain mean."""
     remat: bool = False
     """Compute activations again in the backward pass: less memory, for large images, and a third more arithmetic."""
 

@@ -114,9 +114,7 @@ class ConvNeXt(nnx.Module):
         """
         init = nnx.initializers.truncated_normal(0.02)
         stem, *_, last = config.widths
-        self.stem = layers.Conv(
-            3, stem, 4, stride=4, padding="none", bias=True, init=init, dtype=dtype, rngs=rngs
-        )
+        self.stem = layers.Conv(3, stem, 4, stride=4, padding="none", bias=True, init=init, dtype=dtype, rngs=rngs)
         self.stem_norm = nnx.LayerNorm(stem, epsilon=EPSILON, dtype=dtype, rngs=rngs)
         stages, inputs = [], stem
         for width, depth in zip(config.widths, config.depths, strict=True):
@@ -132,8 +130,8 @@ class ConvNeXt(nnx.Module):
     def features(self, images: Float[jax.Array, "n h w 3"]) -> Float[jax.Array, "n y x d"]:
         """Feature maps, whose mean over height and width is the published embedding.
 
-        The network normalises the mean. Here the same normalisation, by the standard deviation of the mean, is applied to
-        every position, which is the same sum in another order.
+        The network normalises the mean. Here the same normalisation, by the standard deviation of the mean, is applied
+        to every position, which is the same sum in another order.
         """
         x = self.stem_norm(self.stem(images))
         call = nnx.remat(Block.__call__) if self.remat else Block.__call__

@@ -66,7 +66,7 @@ def conv(
 
 
 @jax.custom_vjp
-def pointwise_conv(x: Float[Array, "n h w i"], kernel: Float[Array, "i o"]) -> Float[Array, "n h w o"]:
+def pointwise_conv(x: Float[Array, "*n i"], kernel: Float[Array, "i o"]) -> Float[Array, "*n o"]:
     """A 1x1 convolution, as the matrix product it is."""
     return x @ kernel
 

@@ -1,8 +1,8 @@
 """EfficientNet-B0 to -B4, -Lite0 to -Lite2 and EfficientNetV2-S.
 
 The Lite form has no squeeze-and-excitation, ReLU6, and a stem and head of fixed width; V2 begins with fused blocks.
-Sources: M. Tan, Q. Le, "EfficientNet" (ICML 2019) and "EfficientNetV2" (ICML 2021), and the Lite form that the authors of
-the former published in 2020.
+Sources: M. Tan, Q. Le, "EfficientNet" (ICML 2019) and "EfficientNetV2" (ICML 2021), and the Lite form that the authors
+published in 2020.
 """
 
 from __future__ import annotations
@@ -113,12 +113,12 @@ class EfficientNetConfig:
 
     @classmethod
     def lite1(cls) -> EfficientNetConfig:
-        """4.2 M parameters, d 1280."""
+        """4.1 M parameters, d 1280."""
         return cls(depth=1.1, image_size=240, lite=True).original()
 
     @classmethod
     def lite2(cls) -> EfficientNetConfig:
-        """4.9 M parameters, d 1280."""
+        """4.8 M parameters, d 1280."""
         return cls(width=1.1, depth=1.2, image_size=260, lite=True).original()
 
     def original(self) -> EfficientNetConfig:

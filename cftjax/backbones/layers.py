@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -113,14 +113,12 @@ class Scale(nnx.Module):
 class Pool(nnx.Module):
     """Feature maps to one vector per image, in float32.
 
-    `attention` weighs the positions by softmax(features @ query) before summing them; its query starts at zero, where it
-    is the mean, and learns with the rest. `mean_max` is the means followed by the maxima.
+    `attention` weighs the positions by softmax(features @ query) before summing them; its query starts at zero, where
+    it is the mean, and learns with the rest. `mean_max` is the means followed by the maxima.
     """
 
     def __init__(self, pooling: Pooling, channels: int) -> None:
         """Build for features of so many channels."""
-        if pooling not in get_args(Pooling):
-            raise ValueError(f"backbone.pooling {pooling!r} is none of published, {', '.join(get_args(Pooling))}.")
         self.pooling = pooling
         self.dim = 2 * channels if pooling == "mean_max" else channels
         self.query = nnx.Param(jnp.zeros(channels)) if pooling == "attention" else None

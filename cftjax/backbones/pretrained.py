@@ -41,7 +41,7 @@ def linear(weight: Float[np.ndarray, "o i *one"]) -> Float[np.ndarray, "i o"]:
     return weight.reshape(weight.shape[0], -1).T
 
 
-def vector(weight: Float[np.ndarray, "c *one"]) -> Float[np.ndarray, " c"]:
+def vector(weight: Float[np.ndarray, "o ..."]) -> Float[np.ndarray, " o"]:
     """Factors of channels, whatever axes they were shaped for."""
     return weight.reshape(weight.shape[0])
 
