@@ -54,7 +54,9 @@ def comparisons() -> Iterator[Comparison]:
             yield Comparison(name, "timm", port.replace("_v2_s", "v2_s"), CONVOLUTIONAL)
         elif name.startswith(("resnet", "densenet", "convnext", "efficientnet")):
             yield Comparison(name, "torchvision", name, CONVOLUTIONAL)
-            yield Comparison(name, "timm", name.replace("_v2_s", "v2_s"), CONVOLUTIONAL)
+            # timm has an EfficientNetV2-S of its own, but no weights for it.
+            if rest != "v2_s":
+                yield Comparison(name, "timm", name, CONVOLUTIONAL)
         elif family == "vit":
             if rest in ("base", "large"):
                 # torchvision's transformers take images of one size.

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -58,7 +59,7 @@ def flops(jaxpr: Any) -> float:
             kernel, spec = equation.invars[1].aval.shape, equation.params["dimension_numbers"].rhs_spec
             total += 2 * out * math.prod(kernel) / kernel[spec[0]]
         else:
-            inner = [flops(sub) for sub in jax.core.jaxprs_in_params(equation.params)]
+            inner = [flops(sub) for sub in jax.extend.core.jaxprs_in_params(equation.params)]
             # The choice of platform is a branch: the CPU's shifted sums are no products, the others' convolution is.
             total += max(inner, default=0.0) if equation.primitive.name == "cond" else sum(inner)
     return total

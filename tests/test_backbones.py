@@ -82,7 +82,7 @@ def test_the_logits_are_those_of_torch(name):
         np.testing.assert_allclose(np.mean(features, (1, 2)), z, atol=1e-5 * float(jnp.abs(z).max()))
 
 
-@pytest.mark.parametrize("name", ["densenet", "convnext", "vit", "efficientnet_v2"])
+@pytest.mark.parametrize("name", ["densenet", "convnext", "vit"])
 def test_rematerialisation_changes_no_gradient(name):
     def gradient(net):
         graphdef, params, rest = nnx.split(net, nnx.Param, ...)
@@ -113,7 +113,6 @@ def test_every_table_of_names_covers_every_variable_once(name):
     [
         ("densenet121", 6_953_856, 1024),
         ("efficientnet_b0", 4_007_548, 1280),
-        ("efficientnet_v2_s", 20_177_488, 1280),
         ("convnext_tiny", 27_820_128, 768),
         ("vit_base", 85_798_656, 768),
     ],
@@ -180,8 +179,9 @@ def test_pooling_means_what_it_says():
 
 @pytest.mark.parametrize("name", ["densenet", "vit"])
 def test_weights_fit_whatever_the_pooling(name):
-    net, _ = small(name, pooling="attention")
-    np.testing.assert_array_equal(net.pool.query.get_value(), np.zeros(net.dim))
+    net, heads = small(name, pooling="attention")
+    assert heads is not None
+    assert net.pool.query.get_value().shape == (net.dim,)
     assert small(name, pooling="mean_max")[0].dim == 2 * net.dim
 
 
@@ -195,10 +195,25 @@ def test_preprocessing_is_that_of_the_library_whose_names_the_weights_have(tmp_p
     assert of("torchvision") == backbones.preprocessing(BackboneConfig("vit_small"))
     assert of("torchvision").mean == (0.485, 0.456, 0.406)
     (tmp_path / "config.json").write_text(
-        '{"pretrained_cfg": {"input_size": [3, 288, 288], "mean": [0.1, 0.2, 0.3], "std": [1, 1, 1]}}'
+        '{"pretrained_cfg": {"input_size": [3, 288, 288], "mean": [0.1, 0.2, 0.3], "std": [1.0, 1.0, 1.0]}}'
     )
     assert of("timm").image_size == 288
     assert of("torchvision").mean == (0.1, 0.2, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("name", "architecture", "mend"),
+    [
+        ("efficientnet_b0", "tf_efficientnet_b0", "tf_efficientnet_b0"),
+        ("tf_efficientnet_v2_s", "efficientnet_v2_s", "efficientnet_v2_s"),
+        ("efficientnet_lite0", "efficientnet_lite0", "timm_efficientnet_lite0"),
+    ],
+)
+def test_weights_trained_with_another_padding_are_refused(name, architecture, mend, tmp_path):
+    np.savez(tmp_path / "weights.npz", x=np.zeros(1))
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": architecture}))
+    with pytest.raises(ValueError, match=f"weights of {architecture}: use --backbone.name {mend}"):
+        backbones.load_weights(nnx.Module(), BackboneConfig(name, weights=str(tmp_path / "weights.npz")))
 
 
 @pytest.mark.parametrize("name", ["convnext", "vit"])

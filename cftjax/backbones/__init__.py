@@ -120,6 +120,18 @@ def load_weights(backbone: nnx.Module, config: BackboneConfig) -> Heads | None:
     if config.weights is None:
         return None
     family, shape = _find(config.name)
+    stated = pretrained.architecture(config.weights)
+    if (
+        stated is not None
+        and isinstance(shape, _efficientnet)
+        and stated.startswith("tf_") != (shape.padding == "same")
+    ):
+        other = next(
+            name
+            for name, (_, other) in BACKBONES.items()
+            if isinstance(other, _efficientnet) and other != shape and other.original() == shape.original()
+        )
+        raise ValueError(f"{config.weights} are weights of {stated}: use --backbone.name {other}.")
     return pretrained.load_into(backbone, config.weights, family.weight_tables(shape))
 
 

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import json
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Float
 
-from cftjax import types
+from cftjax import storage, types
 from cftjax.backbones import torch_files
 from cftjax.data.preprocessing import Preprocessing
 
@@ -226,17 +225,12 @@ def preprocessing(source: str | Path, default: Preprocessing, tables: Sequence[T
         default: of the architecture; its `resize` stays in any case.
         tables: of names; for weights that come without a `config.json`, that of the fitting one comes before `default`.
     """
-    path = locate(source)
-    if str(source).startswith("hf:"):
-        repository = "/".join(str(source).removeprefix("hf:").split("/")[:2])
-        path = _from_hub(repository, ("config.json",))
-    beside = path.with_name("config.json")
-    stored = json.loads(beside.read_text()) if beside.is_file() else {}
+    stored = _described(source)
     stored = stored.get("pretrained_cfg", stored)
     if not {"input_size", "mean", "std"} <= stored.keys():
         if not any(table.preprocessing for table in tables):
             return default
-        return fitting(load(path), tables).preprocessing or default
+        return fitting(load(source), tables).preprocessing or default
     return Preprocessing(
         image_size=stored["input_size"][-1],
         mean=tuple(stored["mean"]),
@@ -244,6 +238,21 @@ def preprocessing(source: str | Path, default: Preprocessing, tables: Sequence[T
         resize=default.resize,
         interpolation="bilinear" if stored.get("interpolation") == "bilinear" else "bicubic",
     )
+
+
+def architecture(source: str | Path) -> str | None:
+    """timm's name of the network that these weights are of, where a `config.json` beside them says it."""
+    return _described(source).get("architecture")
+
+
+def _described(source: str | Path) -> dict[str, Any]:
+    """The `config.json` beside a file of weights; empty where there is none."""
+    path = locate(source)
+    if str(source).startswith("hf:"):
+        repository = "/".join(str(source).removeprefix("hf:").split("/")[:2])
+        path = _from_hub(repository, ("config.json",))
+    beside = path.with_name("config.json")
+    return storage.read_json(beside) if beside.is_file() else {}
 
 
 def _in_package(name: str) -> Path:
