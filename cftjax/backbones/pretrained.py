@@ -241,7 +241,7 @@ def preprocessing(source: str | Path, default: Preprocessing, tables: Sequence[T
 
 
 def architecture(source: str | Path) -> str | None:
-    """timm's name of the network that these weights are of, where a `config.json` beside them says it."""
+    """What timm calls the network that these weights are of, where a `config.json` beside them says it."""
     return _described(source).get("architecture")
 
 
