@@ -119,17 +119,18 @@ def theirs(torch: str, library: str, name: str, size: int, batch_size: int) -> I
     options = {"--size": size, "--batch-size": batch_size, "--threads": threads}
     command = [torch, str(TORCH_SIDE), "speed", library, name, *(str(x) for pair in options.items() for x in pair)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
+        questions, answers = process.stdin, process.stdout
+        assert questions is not None
+        assert answers is not None
 
         def ask(call: str) -> float:
-            print(call, file=process.stdin, flush=True)
-            return float(process.stdout.readline())
+            print(call, file=questions, flush=True)
+            return float(answers.readline())
 
-        if process.stdout.readline() != "ready\n":
+        if answers.readline() != "ready\n":
             raise ValueError(f"{torch} could not build {library}'s {name}")
         yield {"embed": lambda: ask("embed"), "train": lambda: ask("train")}
-        process.stdin.close()
+        questions.close()
 
 
 def matmul_peak() -> float:

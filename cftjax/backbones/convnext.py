@@ -140,9 +140,11 @@ class ConvNeXt(nnx.Module):
                 x = call(layer, x) if isinstance(layer, Block) else layer(x)
         mean = jnp.mean(x, axis=(1, 2), keepdims=True, dtype=jnp.float32)
         inverse = jax.lax.rsqrt(jnp.var(mean, axis=-1, keepdims=True) + EPSILON)
-        scale, bias = (v.get_value().reshape(1, 1, 1, -1) for v in (self.norm.scale, self.norm.bias))
+        assert self.norm.scale is not None
+        assert self.norm.bias is not None
+        scale, bias = self.norm.scale.get_value(), self.norm.bias.get_value()
         centred = x - jnp.mean(x, axis=-1, keepdims=True, dtype=jnp.float32)
-        return (centred * inverse * scale + bias).astype(x.dtype)
+        return (centred * (inverse * scale[None, None, None]) + bias[None, None, None]).astype(x.dtype)
 
     def embed(self, images: Float[jax.Array, "n h w 3"]) -> Float[jax.Array, "n d"]:
         """Embeddings z in float32."""

@@ -138,8 +138,8 @@ class EfficientNetConfig:
         if not self.lite:
             bilinear = self.stages == STAGES_V2_S
             return Preprocessing(self.image_size, interpolation="bilinear" if bilinear else "bicubic")
-        mean, std = (127 / 255,) * 3, (128 / 255,) * 3
-        return Preprocessing(self.image_size, mean, std, interpolation="bicubic")
+        mean, std = 127 / 255, 128 / 255
+        return Preprocessing(self.image_size, (mean, mean, mean), (std, std, std), interpolation="bicubic")
 
     @property
     def activation(self) -> Activation:
@@ -305,5 +305,5 @@ def _rows(config: EfficientNetConfig, names: _Names) -> Iterator[pretrained.Row]
             elif shape.squeeze:
                 yield from pretrained.with_bias(f"{prefix}.{first}", f"{path}.squeeze.reduce", pretrained.linear)
                 yield from pretrained.with_bias(f"{prefix}.{second}", f"{path}.squeeze.expand", pretrained.linear)
-    last = len(config.stages) + 1
-    yield from convolution(*(name.format(last=last) for name in names.head), "head")
+    conv, norm = (name.format(last=len(config.stages) + 1) for name in names.head)
+    yield from convolution(conv, norm, "head")

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from flax.nnx.nn.initializers import Initializer
+from flax.typing import Initializer
 from jaxtyping import Float
 
 from cftjax.backbones import convolutions
@@ -34,7 +34,8 @@ class Conv(nnx.Module):
     ) -> None:
         """Build; `init` is He's normal distribution unless another is given."""
         init = nnx.initializers.he_normal() if init is None else init
-        self.stride, self.padding, self.dtype = stride, padding, dtype
+        self.stride, self.dtype = stride, dtype
+        self.padding: convolutions.Padding = padding
         self.kernel = nnx.Param(init(rngs.params(), (kernel_size, kernel_size, inputs, outputs), jnp.float32))
         self.bias = nnx.Param(jnp.zeros(outputs)) if bias else None
 
@@ -85,7 +86,8 @@ class Depthwise(nnx.Module):
         rngs: nnx.Rngs,
     ) -> None:
         """Build."""
-        self.stride, self.padding, self.dtype = stride, padding, dtype
+        self.stride, self.dtype = stride, dtype
+        self.padding: convolutions.Padding = padding
         init = nnx.initializers.normal(math.sqrt(2) / kernel_size)
         self.kernel = nnx.Param(init(rngs.params(), (kernel_size, kernel_size, channels), jnp.float32))
         self.bias = nnx.Param(jnp.zeros(channels)) if bias else None
