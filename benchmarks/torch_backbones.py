@@ -32,6 +32,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 from drawn_weights import draw, images  # pyright: ignore[reportMissingImports]
 
 CLASSES = 10
+RESIDUAL_BLOCKS = ("BasicBlock", "Bottleneck", "MBConv", "FusedMBConv", "InvertedResidual", "EdgeResidual")
 
 
 def build(library: str, name: str) -> Any:
@@ -51,14 +52,16 @@ def randomise(model: Any) -> None:
 
 
 def weaken_branches(model: Any) -> None:
-    """ResNets' residual branches a third as strong as their shortcuts, about as training leaves them.
+    """Residual branches of convolutional networks a third as strong as their shortcuts, about as training leaves them.
 
     With equal ones each of 50 blocks amplifies rounding errors, until float32 differs from itself.
     """
     for block in model.modules():
-        if type(block).__name__ in ("BasicBlock", "Bottleneck"):
+        if type(block).__name__ in RESIDUAL_BLOCKS:
+            layers = [name for name, layer in block.named_modules() if isinstance(layer, nn.BatchNorm2d)]
+            last = [name for name in layers if not name.startswith("downsample")][-1]
             with torch.no_grad():
-                (block.bn3 if hasattr(block, "bn3") else block.bn2).weight.mul_(0.3)
+                block.get_submodule(last).weight.mul_(0.3)
 
 
 def calibrate(model: Any) -> None:
