@@ -80,6 +80,8 @@ def calibrate(model: Any) -> None:
         norm.running_var.copy_(variance * noise[1].exp())
 
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    if not norms:
+        return
     hooks = [norm.register_forward_pre_hook(set_statistics) for norm in norms]
     logits(model, images(96, 8))
     for hook in hooks:
