@@ -83,7 +83,7 @@ def calibrate(model: Any) -> None:
     if not norms:
         return
     hooks = [norm.register_forward_pre_hook(set_statistics) for norm in norms]
-    logits(model, images(96, 8))
+    logits(model, images(128, 16))
     for hook in hooks:
         hook.remove()
 
