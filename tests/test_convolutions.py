@@ -11,6 +11,7 @@ SHAPES = [
     ((9, 7), 5, 2, "same"),
     ((18, 20), 3, 2, "symmetric"),
     ((2, 1), 5, 2, "same"),
+    ((6, 18), 7, 1, "symmetric"),
 ]
 
 
@@ -35,6 +36,22 @@ def test_shifted_sums_equal_the_ordinary_convolution_in_value_and_gradient(size,
 
     for got, expected in zip(*both(x, kernel), strict=True):
         np.testing.assert_allclose(got, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(6, 7), (5, 4)])
+def test_shifted_maxima_equal_the_ordinary_ones_in_value_and_gradient(size):
+    (x,) = draw((2, *size, 3))
+    x = jnp.abs(x)
+    dy = jnp.cos(jnp.arange(convolutions.ordinary_maxima(x).size, dtype=jnp.float32))
+
+    @jax.jit
+    def both(x):
+        y, pull = jax.vjp(convolutions.max_pool_3x3, x)
+        expected, expected_pull = jax.vjp(convolutions.ordinary_maxima, x)
+        return (y, *pull(dy.reshape(y.shape))), (expected, *expected_pull(dy.reshape(y.shape)))
+
+    for got, expected in zip(*both(x), strict=True):
+        np.testing.assert_allclose(got, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(

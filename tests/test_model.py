@@ -11,7 +11,7 @@ from flax import nnx
 
 import cftjax
 from cftjax import heatmaps, model
-from cftjax.backbones import efficientnet_lite, resnet
+from cftjax.backbones import efficientnet, layers, resnet
 from cftjax.data import images
 from cftjax.data.preprocessing import Preprocessing
 from cftjax.types import Heads
@@ -69,14 +69,26 @@ def test_the_mean_of_a_heatmap_over_its_places_is_the_logit(loaded):
 
 def test_a_maximum_counts_at_the_first_place_where_it_stands():
     features = np.array([[1, 5], [3, 2], [3, 5], [0, 0]], np.float32).reshape(1, 2, 2, 2)
-    places = heatmaps.places(features, 4).reshape(4, 4)
+    given = heatmaps.places(features, "mean_max")
+    places = given.reshape(4, 4)
     np.testing.assert_array_equal(places[:, :2], features.reshape(4, 2))
     np.testing.assert_array_equal(places[:, 2:], [[0, 20], [12, 0], [0, 0], [0, 0]])
     np.testing.assert_allclose(places.mean(0), [1.75, 3, 3, 5])
     heads = Heads(np.array([[1, 0, 0, 2]], np.float32), np.array([-1], np.float32))
-    np.testing.assert_array_equal(heatmaps.maps(features, heads).ravel(), [40, 2, 2, -1])
-    with pytest.raises(ValueError, match="no pooled features of 2 channels"):
-        heatmaps.places(features, 3)
+    np.testing.assert_array_equal(heatmaps.maps(given, heads).ravel(), [40, 2, 2, -1])
+    np.testing.assert_array_equal(heatmaps.places(features, "max").reshape(4, 2), places[:, 2:])
+
+
+@pytest.mark.parametrize("pooling", ["mean", "max", "mean_max", "attention"])
+def test_what_places_give_adds_up_to_the_embedding_of_every_pooling(pooling):
+    pool = layers.Pool(pooling, 3)
+    features = np.random.default_rng(0).normal(size=(2, 3, 4, 3)).astype(np.float32)
+    query = None
+    if pool.query is not None:
+        pool.query.set_value(jnp.array([0.5, -1.0, 2.0]))
+        query = np.asarray(pool.query.get_value())
+    given = heatmaps.places(features, pooling, query)
+    np.testing.assert_allclose(given.mean((1, 2)), np.asarray(pool(jnp.asarray(features))), rtol=1e-5, atol=1e-6)
 
 
 def test_views_are_the_mean_of_the_logits_of_images_changed_by_hand(models):
@@ -139,8 +151,8 @@ def test_batches_are_few_doublings_that_divide_over_the_devices():
     assert [model.batch_size(n, 100) for n in (1, 8, 9, 60, 1000)] == [8, 8, 16, 64, 104]
 
 
-SMALL_LITE = efficientnet_lite.EfficientNetLiteConfig(
-    stages=(efficientnet_lite.Stage(1, 3, 1, 1, 4), efficientnet_lite.Stage(1, 5, 2, 2, 4)), stem=4, head=4
+SMALL_LITE = efficientnet.EfficientNetConfig(
+    stages=(efficientnet.Stage(1, 3, 1, 1, 4), efficientnet.Stage(1, 5, 2, 2, 4)), stem=4, head=4, lite=True
 )
 
 
@@ -149,8 +161,8 @@ SMALL_LITE = efficientnet_lite.EfficientNetLiteConfig(
     [
         (resnet.ResNet, resnet.ResNetConfig(widths=(4, 6), depths=(1, 1), small_stem=True), 64),
         (resnet.ResNet, resnet.ResNetConfig(widths=(4, 6), depths=(1, 1)), 80),
-        (efficientnet_lite.EfficientNetLite, SMALL_LITE, 34),  # then 17, for TensorFlow pads even and odd sizes apart
-        (efficientnet_lite.EfficientNetLite, SMALL_LITE.as_timm(), 32),
+        (efficientnet.efficientnet, SMALL_LITE.original(), 34),  # then 17, for TensorFlow pads even and odd sizes apart
+        (efficientnet.efficientnet, SMALL_LITE.retrained(), 32),
     ],
 )
 def test_the_receptive_field_of_a_place_has_its_middle_where_the_grid_says(build, shape, size):

@@ -1,9 +1,10 @@
 """Networks between image and embedding, by name.
 
 Every backbone is a flax.nnx module with `features(images [n h w 3]) -> [n y x d]`, `embed(images) -> z [n d]` in
-float32, which is the mean of the features over height and width (followed, in `small_resnet`, by their maxima), and
-`dim`, the number d. `train()` and `eval()` switch it. `grid(image_size)` says where the places of the features lie in
-the image; without it they are the cells of an even division.
+float32 and `dim`, the number d. `train()` and `eval()` switch it. `embed` pools the features over height and width, as
+published by their mean (followed, in `small_resnet`, by their maxima); a vision transformer's embedding is its class
+token instead. `grid(image_size)` says where the places of the features lie in the image; without it they are the cells
+of an even division.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from flax import nnx
 
-from cftjax.backbones import efficientnet_lite, pretrained, resnet
+from cftjax.backbones import convnext, densenet, efficientnet, pretrained, resnet, vit
 from cftjax.config import BackboneConfig
 from cftjax.data.preprocessing import Preprocessing
 from cftjax.types import Heads
@@ -25,7 +26,7 @@ class Family(NamedTuple):
     """One file of this folder.
 
     Attributes:
-        module: called with a shape, dtype, remat and rngs.
+        module: called with a shape, pooling, dtype, remat and rngs.
         weight_tables: from a shape to the names that its weights have in files.
     """
 
@@ -34,18 +35,53 @@ class Family(NamedTuple):
 
 
 RESNET = Family(resnet.ResNet, resnet.weight_tables)
-EFFICIENTNET_LITE = Family(efficientnet_lite.EfficientNetLite, efficientnet_lite.weight_tables)
+DENSENET = Family(densenet.DenseNet, densenet.weight_tables)
+EFFICIENTNET = Family(efficientnet.efficientnet, efficientnet.weight_tables)
+CONVNEXT = Family(convnext.ConvNeXt, convnext.weight_tables)
+VIT = Family(vit.ViT, vit.weight_tables)
+
+_resnet, _densenet, _efficientnet = resnet.ResNetConfig, densenet.DenseNetConfig, efficientnet.EfficientNetConfig
+_convnext, _vit = convnext.ConvNeXtConfig, vit.ViTConfig
 
 BACKBONES: dict[str, tuple[Family, Any]] = {
-    "small_resnet": (RESNET, resnet.ResNetConfig.small()),
-    "resnet18": (RESNET, resnet.ResNetConfig.resnet18()),
-    "resnet34": (RESNET, resnet.ResNetConfig.resnet34()),
-    "resnet50": (RESNET, resnet.ResNetConfig.resnet50()),
-    "resnet101": (RESNET, resnet.ResNetConfig.resnet101()),
-    "resnet152": (RESNET, resnet.ResNetConfig.resnet152()),
-    "efficientnet_lite0": (EFFICIENTNET_LITE, efficientnet_lite.EfficientNetLiteConfig.lite0()),
-    "efficientnet_lite1": (EFFICIENTNET_LITE, efficientnet_lite.EfficientNetLiteConfig.lite1()),
-    "efficientnet_lite2": (EFFICIENTNET_LITE, efficientnet_lite.EfficientNetLiteConfig.lite2()),
+    "small_resnet": (RESNET, _resnet.small()),
+    "resnet18": (RESNET, _resnet.resnet18()),
+    "resnet34": (RESNET, _resnet.resnet34()),
+    "resnet50": (RESNET, _resnet.resnet50()),
+    "resnet101": (RESNET, _resnet.resnet101()),
+    "resnet152": (RESNET, _resnet.resnet152()),
+    "densenet121": (DENSENET, _densenet.densenet121()),
+    "densenet161": (DENSENET, _densenet.densenet161()),
+    "densenet169": (DENSENET, _densenet.densenet169()),
+    "densenet201": (DENSENET, _densenet.densenet201()),
+    "efficientnet_lite0": (EFFICIENTNET, _efficientnet.lite0()),
+    "efficientnet_lite1": (EFFICIENTNET, _efficientnet.lite1()),
+    "efficientnet_lite2": (EFFICIENTNET, _efficientnet.lite2()),
+    "timm_efficientnet_lite0": (EFFICIENTNET, _efficientnet.lite0().retrained()),
+    "efficientnet_b0": (EFFICIENTNET, _efficientnet.b0()),
+    "efficientnet_b1": (EFFICIENTNET, _efficientnet.b1()),
+    "efficientnet_b2": (EFFICIENTNET, _efficientnet.b2()),
+    "efficientnet_b3": (EFFICIENTNET, _efficientnet.b3()),
+    "efficientnet_b4": (EFFICIENTNET, _efficientnet.b4()),
+    "efficientnet_v2_s": (EFFICIENTNET, _efficientnet.v2_s()),
+    "tf_efficientnet_b0": (EFFICIENTNET, _efficientnet.b0().original()),
+    "tf_efficientnet_b1": (EFFICIENTNET, _efficientnet.b1().original()),
+    "tf_efficientnet_b2": (EFFICIENTNET, _efficientnet.b2().original()),
+    "tf_efficientnet_b3": (EFFICIENTNET, _efficientnet.b3().original()),
+    "tf_efficientnet_b4": (EFFICIENTNET, _efficientnet.b4().original()),
+    "tf_efficientnet_v2_s": (EFFICIENTNET, _efficientnet.v2_s().original()),
+    "convnext_tiny": (CONVNEXT, _convnext.tiny()),
+    "convnext_small": (CONVNEXT, _convnext.small()),
+    "convnext_base": (CONVNEXT, _convnext.base()),
+    "vit_small": (VIT, _vit.small()),
+    "vit_base": (VIT, _vit.base()),
+    "vit_large": (VIT, _vit.large()),
+    "dinov2_small": (VIT, _vit.small().dinov2()),
+    "dinov2_base": (VIT, _vit.base().dinov2()),
+    "dinov2_large": (VIT, _vit.large().dinov2()),
+    "dinov2_small_registers": (VIT, _vit.small().dinov2(registers=4)),
+    "dinov2_base_registers": (VIT, _vit.base().dinov2(registers=4)),
+    "dinov2_large_registers": (VIT, _vit.large().dinov2(registers=4)),
 }
 
 
@@ -61,7 +97,7 @@ def create(config: BackboneConfig, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> 
     """A backbone with random weights.
 
     Args:
-        config: its name, and whether it computes activations again in the backward pass.
+        config: its name, pooling, and whether it computes activations again in the backward pass.
         rngs: of the initial weights.
         dtype: of the arithmetic; parameters are float32.
 
@@ -69,7 +105,8 @@ def create(config: BackboneConfig, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> 
         ValueError: for an unknown name, with the nearest ones.
     """
     family, shape = _find(config.name)
-    return family.module(shape, dtype=dtype, remat=config.remat, rngs=rngs)
+    pooling = None if config.pooling == "published" else config.pooling
+    return family.module(shape, pooling=pooling, dtype=dtype, remat=config.remat, rngs=rngs)
 
 
 def load_weights(backbone: nnx.Module, config: BackboneConfig) -> Heads | None:
@@ -84,10 +121,24 @@ def load_weights(backbone: nnx.Module, config: BackboneConfig) -> Heads | None:
     if config.weights is None:
         return None
     family, shape = _find(config.name)
+    stated = pretrained.architecture(config.weights)
+    if (
+        stated is not None
+        and isinstance(shape, _efficientnet)
+        and stated.startswith("tf_") != (shape.padding == "same")
+    ):
+        other = next(
+            name
+            for name, (_, other) in BACKBONES.items()
+            if isinstance(other, _efficientnet) and other != shape and other.original() == shape.original()
+        )
+        raise ValueError(f"{config.weights} are weights of {stated}: use --backbone.name {other}.")
     return pretrained.load_into(backbone, config.weights, family.weight_tables(shape))
 
 
 def preprocessing(config: BackboneConfig) -> Preprocessing:
     """What images go through before this backbone: as its weights were trained, or as is usual for it."""
-    default: Preprocessing = _find(config.name)[1].preprocessing
-    return default if config.weights is None else pretrained.preprocessing(config.weights, default)
+    family, shape = _find(config.name)
+    if config.weights is None:
+        return shape.preprocessing
+    return pretrained.preprocessing(config.weights, shape.preprocessing, family.weight_tables(shape))

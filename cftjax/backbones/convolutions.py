@@ -10,19 +10,23 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
 
-Padding = Literal["same", "symmetric"]
+Padding = Literal["same", "symmetric", "none"]
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
 TERMS = 16
 """Products summed in registers per output of one kernel-gradient loop; 8 and 32 measured slower."""
+UNROLLED = 5
+"""Kernels of more taps an axis are compiled one row of taps at a time: a fifth of the time to compile for 7 x 7, and a
+third more to run."""
 IMAGES = 4
 """Images per pass of the kernel gradient: few enough for the k*k sweeps over them to stay in the cache."""
 
@@ -35,8 +39,10 @@ def pad_amounts(size: int, kernel: int, stride: int, padding: Padding) -> tuple[
         kernel: taps along the axis.
         stride: pixels between outputs.
         padding: `same` as TensorFlow pads, uneven where it must be, for ceil(size / stride) outputs; `symmetric` as
-            torch pads, kernel // 2 on both sides.
+            torch pads, kernel // 2 on both sides; `none`.
     """
+    if padding == "none":
+        return 0, 0
     if padding == "symmetric":
         return kernel // 2, kernel // 2
     total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
@@ -72,8 +78,19 @@ def depthwise_conv(
     return _depthwise(x, kernel, stride, pads)
 
 
+def conv(
+    x: Float[Array, "n h w i"], kernel: Float[Array, "k k i o"], *, stride: int = 1, padding: Padding = "symmetric"
+) -> Float[Array, "n ho wo o"]:
+    """Convolve all channels with k x k filters."""
+    k = kernel.shape[0]
+    if k == 1:
+        return pointwise_conv(x[:, ::stride, ::stride], kernel[0, 0])
+    pads = (pad_amounts(x.shape[1], k, stride, padding), pad_amounts(x.shape[2], k, stride, padding))
+    return lax.conv_general_dilated(x, kernel, (stride, stride), pads, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
 @jax.custom_vjp
-def pointwise_conv(x: Float[Array, "n h w i"], kernel: Float[Array, "i o"]) -> Float[Array, "n h w o"]:
+def pointwise_conv(x: Float[Array, "*n i"], kernel: Float[Array, "i o"]) -> Float[Array, "*n o"]:
     """A 1x1 convolution, as the matrix product it is."""
     return x @ kernel
 
@@ -88,6 +105,35 @@ def _pointwise_backward(residuals: tuple[Array, Array], dy: Array) -> tuple[Arra
 
 
 pointwise_conv.defvjp(lambda x, kernel: (pointwise_conv(x, kernel), (x, kernel)), _pointwise_backward)
+
+
+@jax.custom_vjp
+def max_pool_3x3(x: Float[Array, "n h w c"]) -> Float[Array, "n y x c"]:
+    """Maxima of 3 x 3 pixels, every second one of them, of an `x` that is nowhere below zero."""
+    return lax.platform_dependent(x, cpu=shifted_maxima, default=ordinary_maxima)
+
+
+def _pool_backward(x: Array, dy: Array) -> tuple[Array]:
+    def through(pool: Callable[[Array], Array]) -> Callable[[Array, Array], Array]:
+        return lambda x, dy: jax.vjp(pool, x)[1](dy)[0]
+
+    return (lax.platform_dependent(x, dy, cpu=through(shifted_maxima), default=through(ordinary_maxima)),)
+
+
+max_pool_3x3.defvjp(lambda x: (max_pool_3x3(x), x), _pool_backward)
+
+
+def ordinary_maxima(x: Array) -> Array:
+    """By the reduction over windows, whose gradient takes a CPU as long as several convolutions."""
+    # Zeros serve as well as -inf, since nothing is below them.
+    return nnx.max_pool(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), (3, 3), strides=(2, 2))
+
+
+def shifted_maxima(x: Array) -> Array:
+    """The same, as the maximum of nine shifted arrays; equal maxima share the gradient."""
+    count = ((x.shape[1] - 1) // 2 + 1, (x.shape[2] - 1) // 2 + 1)
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    return functools.reduce(jnp.maximum, (_window(padded, (i, j), count, (2, 2)) for i in range(3) for j in range(3)))
 
 
 # The custom gradient stands outside the choice of platform: differentiating through the choice would keep both forms'
@@ -192,17 +238,20 @@ def shifted_kernel_gradient(x: Array, dy: Array, k: int, stride: int, pads: Pads
     def taps(x: Array, dy: Array) -> Array:
         x = jnp.pad(x, ((0, 0), (pads[0][0], after[0]), (pads[1][0], after[1]), (0, 0)))
         dy = jnp.pad(dy, ((0, 0), (0, blocks[0] * down - rows), (0, blocks[1] * across - columns), (0, 0)))
-        sums = []
-        for i in range(k):
+
+        def row(i: int | Array) -> Array:
+            below, sums = lax.dynamic_slice_in_dim(x, i, need[0] - k + 1, axis=1), []
             for j in range(k):
                 total = jnp.zeros((), dy.dtype)
                 for u in range(down):
                     for v in range(across):
-                        a = _window(x, (u * stride + i, v * stride + j), blocks, (down * stride, across * stride))
+                        a = _window(below, (u * stride, v * stride + j), blocks, (down * stride, across * stride))
                         total = total + a * _window(dy, (u, v), blocks, (down, across))
                 total = total.reshape(-1, c)
                 sums.append(jnp.dot(jnp.ones((1, total.shape[0]), dy.dtype), total, preferred_element_type=jnp.float32))
-        return jnp.concatenate(sums).reshape(k, k, c)
+            return jnp.concatenate(sums)
+
+        return lax.map(row, jnp.arange(k)) if k > UNROLLED else jnp.stack([row(i) for i in range(k)])
 
     images = math.gcd(n, IMAGES)
     passes = (x.reshape(n // images, images, *x.shape[1:]), dy.reshape(n // images, images, *dy.shape[1:]))

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import json
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Float
 
-from cftjax import types
+from cftjax import storage, types
 from cftjax.backbones import torch_files
 from cftjax.data.preprocessing import Preprocessing
 
 ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".npz")
+LEARNT = ("pool.query",)
+"""Variables that no published weights have, and that keep their first values."""
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 """What a hub repository of weights holds, the better first."""
 
@@ -37,6 +38,16 @@ def depthwise(weight: Float[np.ndarray, "c 1 k k"]) -> Float[np.ndarray, "k k c"
 def linear(weight: Float[np.ndarray, "o i *one"]) -> Float[np.ndarray, "i o"]:
     """A linear layer's kernel, or that of a 1x1 convolution."""
     return weight.reshape(weight.shape[0], -1).T
+
+
+def vector(weight: Float[np.ndarray, "o ..."]) -> Float[np.ndarray, " o"]:
+    """Factors of channels, whatever axes they were shaped for."""
+    return weight.reshape(weight.shape[0])
+
+
+def first(weight: Float[np.ndarray, "1 t d"]) -> Float[np.ndarray, "t d"]:
+    """Tokens, of which a file has a batch of one."""
+    return weight[0]
 
 
 def unchanged(weight: np.ndarray) -> np.ndarray:
@@ -66,11 +77,13 @@ class Table:
         rows: one per variable of the module.
         classifier: names of the last layer's weight and bias, which no backbone holds.
         ignored: endings of names that say nothing about the weights.
+        preprocessing: that weights with these names were trained with, where it is not the architecture's.
     """
 
     rows: tuple[Row, ...]
     classifier: tuple[str, str]
     ignored: tuple[str, ...] = ("num_batches_tracked",)
+    preprocessing: Preprocessing | None = None
 
     @property
     def names(self) -> set[str]:
@@ -160,7 +173,8 @@ def apply(module: nnx.Module, arrays: Mapping[str, np.ndarray], table: Table) ->
     """
     state = nnx.state(module, (nnx.Param, nnx.BatchStat))
     variables = {".".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
-    problems = [f"the table of names has no row for {path}" for path in variables.keys() - {r.path for r in table.rows}]
+    unnamed = variables.keys() - {row.path for row in table.rows} - set(LEARNT)
+    problems = [f"the table of names has no row for {path}" for path in unnamed]
     for name, path, layout in table.rows:
         if path not in variables:
             problems.append(f"{name} belongs to {path}, which the module does not have")
@@ -203,24 +217,20 @@ def load_into(module: nnx.Module, source: str | Path, tables: Sequence[Table]) -
         raise ValueError(f"{source}: {e}") from None
 
 
-def preprocessing(source: str | Path, default: Preprocessing) -> Preprocessing:
+def preprocessing(source: str | Path, default: Preprocessing, tables: Sequence[Table] = ()) -> Preprocessing:
     """Size, normalisation and interpolation that these weights were trained with.
 
     Args:
         source: as for `load`. A `config.json` beside the file, in the form timm's repositories have, decides.
-        default: of the architecture, for weights that come without one; its `resize` stays in any case.
+        default: of the architecture; its `resize` stays in any case.
+        tables: of names; for weights that come without a `config.json`, that of the fitting one comes before `default`.
     """
-    path = locate(source)
-    if str(source).startswith("hf:"):
-        repository = "/".join(str(source).removeprefix("hf:").split("/")[:2])
-        path = _from_hub(repository, ("config.json",))
-    beside = path.with_name("config.json")
-    if not beside.is_file():
-        return default
-    stored = json.loads(beside.read_text())
+    stored = _described(source)
     stored = stored.get("pretrained_cfg", stored)
     if not {"input_size", "mean", "std"} <= stored.keys():
-        return default
+        if not any(table.preprocessing for table in tables):
+            return default
+        return fitting(load(source), tables).preprocessing or default
     return Preprocessing(
         image_size=stored["input_size"][-1],
         mean=tuple(stored["mean"]),
@@ -228,6 +238,21 @@ def preprocessing(source: str | Path, default: Preprocessing) -> Preprocessing:
         resize=default.resize,
         interpolation="bilinear" if stored.get("interpolation") == "bilinear" else "bicubic",
     )
+
+
+def architecture(source: str | Path) -> str | None:
+    """What timm calls the network that these weights are of, where a `config.json` beside them says it."""
+    return _described(source).get("architecture")
+
+
+def _described(source: str | Path) -> dict[str, Any]:
+    """The `config.json` beside a file of weights; empty where there is none."""
+    path = locate(source)
+    if str(source).startswith("hf:"):
+        repository = "/".join(str(source).removeprefix("hf:").split("/")[:2])
+        path = _from_hub(repository, ("config.json",))
+    beside = path.with_name("config.json")
+    return storage.read_json(beside) if beside.is_file() else {}
 
 
 def _in_package(name: str) -> Path:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Float
 
-from cftjax.backbones import convolutions, pretrained
+from cftjax.backbones import convolutions, layers, pretrained
 from cftjax.data.preprocessing import Preprocessing
 
 
@@ -95,17 +95,7 @@ class Convolution(nnx.Module):
         rngs: nnx.Rngs,
     ) -> None:
         """Build; `zero` starts the normalisation's scale at 0."""
-        self.conv = nnx.Conv(
-            inputs,
-            outputs,
-            (kernel_size, kernel_size),
-            strides=stride,
-            padding=kernel_size // 2,
-            use_bias=False,
-            kernel_init=nnx.initializers.he_normal(),
-            dtype=dtype,
-            rngs=rngs,
-        )
+        self.conv = layers.Conv(inputs, outputs, kernel_size, stride=stride, dtype=dtype, rngs=rngs)
         scale = nnx.initializers.zeros_init() if zero else nnx.initializers.ones_init()
         self.norm = nnx.BatchNorm(outputs, momentum=0.9, epsilon=1e-5, scale_init=scale, dtype=dtype, rngs=rngs)
 
@@ -145,13 +135,22 @@ class Block(nnx.Module):
 
 
 class ResNet(nnx.Module):
-    """Images to features and their mean."""
+    """Images to features and what they pool to."""
 
-    def __init__(self, config: ResNetConfig, *, dtype: Any = jnp.float32, remat: bool = False, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self,
+        config: ResNetConfig,
+        *,
+        pooling: layers.Pooling | None = None,
+        dtype: Any = jnp.float32,
+        remat: bool = False,
+        rngs: nnx.Rngs,
+    ) -> None:
         """Build with random weights.
 
         Args:
             config: the shape.
+            pooling: features to embedding; if None the mean, which is as published, and the maxima in small networks.
             dtype: of the arithmetic; parameters and running statistics are float32.
             remat: keep only the blocks' inputs for the backward pass and compute the rest again.
             rngs: of the initial weights.
@@ -168,7 +167,8 @@ class ResNet(nnx.Module):
                 blocks.append(Block(inputs, width, stride, config.bottleneck, zero=zero, dtype=dtype, rngs=rngs))
                 inputs = width * config.expansion
         self.blocks = nnx.List(blocks)
-        self.dim = 2 * inputs if config.small_stem else inputs
+        self.pool = layers.Pool(pooling or ("mean_max" if config.small_stem else "mean"), inputs)
+        self.dim = self.pool.dim
         self.strided = ((3, 2),) if config.small_stem else ((7, 2), (3, 2))
         self.strided += ((3, 2),) * (len(config.widths) - 1)
 
@@ -180,20 +180,15 @@ class ResNet(nnx.Module):
         """Feature maps, which `embed` pools over height and width."""
         x = nnx.relu(self.stem(images))
         if not self.small_stem:
-            # Zeros serve as well as -inf after the ReLU.
-            x = nnx.max_pool(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), (3, 3), strides=(2, 2))
+            x = convolutions.max_pool_3x3(x)
         call = nnx.remat(Block.__call__) if self.remat else Block.__call__
         for block in self.blocks:
             x = call(block, x)
         return x
 
     def embed(self, images: Float[jax.Array, "n h w 3"]) -> Float[jax.Array, "n d"]:
-        """Embeddings z in float32: means of the features, followed in small networks by their maxima."""
-        features = self.features(images)
-        mean = jnp.mean(features, axis=(1, 2), dtype=jnp.float32)
-        if not self.small_stem:
-            return mean
-        return jnp.concatenate([mean, jnp.max(features, axis=(1, 2)).astype(jnp.float32)], axis=1)
+        """Embeddings z in float32."""
+        return self.pool(self.features(images))
 
 
 def weight_tables(config: ResNetConfig) -> tuple[pretrained.Table, ...]:

@@ -1,0 +1,289 @@
+"""Vision transformers with a class token, and their DINOv2 form with layer scale and registers.
+
+Sources: A. Dosovitskiy et al., "An Image is Worth 16x16 Words" (ICLR 2021); M. Oquab et al., "DINOv2" (TMLR 2024);
+T. Darcet et al., "Vision Transformers Need Registers" (ICLR 2024).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Float
+
+from cftjax.backbones import layers, pretrained
+from cftjax.data.preprocessing import Preprocessing
+
+EPSILON = 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class ViTConfig:
+    """The shape of a vision transformer.
+
+    Attributes:
+        width: of the tokens, d.
+        depth: blocks.
+        heads: of the attention.
+        patch: height and width of the squares that become tokens, in pixels.
+        image_size: height and width that the position embeddings were trained for, in pixels; they are interpolated
+            to other sizes.
+        registers: tokens that stand for no patch, after the class token.
+        layer_scale: the start of the factors on each residual branch; None for no factors.
+        class_position: the class token has a position embedding as well.
+    """
+
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    patch: int = 16
+    image_size: int = 224
+    registers: int = 0
+    layer_scale: float | None = None
+    class_position: bool = True
+
+    @classmethod
+    def small(cls) -> ViTConfig:
+        """22 M parameters, d 384."""
+        return cls(width=384, heads=6)
+
+    @classmethod
+    def base(cls) -> ViTConfig:
+        """86 M parameters, d 768."""
+        return cls()
+
+    @classmethod
+    def large(cls) -> ViTConfig:
+        """303 M parameters, d 1024."""
+        return cls(width=1024, depth=24, heads=16)
+
+    def dinov2(self, registers: int = 0) -> ViTConfig:
+        """As DINOv2 trained it: patches of 14 pixels, images of 518; with registers only patches have positions."""
+        return dataclasses.replace(
+            self,
+            patch=14,
+            image_size=518,
+            registers=registers,
+            layer_scale=1e-5,
+            class_position=registers == 0,
+        )
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What torchvision's weights, and DINOv2's linear probes, were trained with, but for the whole image."""
+        return Preprocessing(224, interpolation="bilinear" if self.layer_scale is None else "bicubic")
+
+
+class Attention(nnx.Module):
+    """Self-attention of several heads."""
+
+    def __init__(self, width: int, heads: int, *, dtype: Any, rngs: nnx.Rngs) -> None:
+        """Build."""
+        init = nnx.initializers.xavier_uniform()
+        self.heads = heads
+        self.qkv = layers.Pointwise(width, 3 * width, bias=True, init=init, dtype=dtype, rngs=rngs)
+        self.out = layers.Pointwise(width, width, bias=True, init=init, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[jax.Array, "n t d"]) -> Float[jax.Array, "n t d"]:
+        """Mix tokens."""
+        n, t, d = x.shape
+        query, key, value = jnp.moveaxis(self.qkv(x).reshape(n, t, 3, self.heads, -1), 2, 0)
+        return self.out(jax.nn.dot_product_attention(query, key, value).reshape(n, t, d))
+
+
+class Block(nnx.Module):
+    """Attention, then two linear layers, each on normalised tokens and added to them."""
+
+    def __init__(self, config: ViTConfig, *, dtype: Any, rngs: nnx.Rngs) -> None:
+        """Build."""
+        width, init, start = config.width, nnx.initializers.xavier_uniform(), config.layer_scale
+        self.norm1 = nnx.LayerNorm(width, epsilon=EPSILON, dtype=dtype, rngs=rngs)
+        self.attention = Attention(width, config.heads, dtype=dtype, rngs=rngs)
+        self.norm2 = nnx.LayerNorm(width, epsilon=EPSILON, dtype=dtype, rngs=rngs)
+        self.widen = layers.Pointwise(width, 4 * width, bias=True, init=init, dtype=dtype, rngs=rngs)
+        self.narrow = layers.Pointwise(4 * width, width, bias=True, init=init, dtype=dtype, rngs=rngs)
+        self.scale1 = None if start is None else layers.Scale(width, start, dtype=dtype)
+        self.scale2 = None if start is None else layers.Scale(width, start, dtype=dtype)
+
+    def __call__(self, x: Float[jax.Array, "n t d"]) -> Float[jax.Array, "n t d"]:
+        """Transform tokens."""
+        y = self.attention(self.norm1(x))
+        x = x + (y if self.scale1 is None else self.scale1(y))
+        y = self.narrow(nnx.gelu(self.widen(self.norm2(x)), approximate=False))
+        return x + (y if self.scale2 is None else self.scale2(y))
+
+
+class ViT(nnx.Module):
+    """Images to tokens: the class token is the embedding, those of the patches are the features."""
+
+    def __init__(
+        self,
+        config: ViTConfig,
+        *,
+        pooling: layers.Pooling | None = None,
+        dtype: Any = jnp.float32,
+        remat: bool = False,
+        rngs: nnx.Rngs,
+    ) -> None:
+        """Build with random weights.
+
+        Args:
+            config: the shape.
+            pooling: of the patches' tokens to the embedding; the class token, which is as published, if None.
+            dtype: of the arithmetic; parameters are float32.
+            remat: keep only the blocks' inputs for the backward pass and compute the rest again.
+            rngs: of the initial weights.
+        """
+        width, init = config.width, nnx.initializers.truncated_normal(0.02)
+        self.config, self.dtype, self.remat = config, dtype, remat
+        self.patches = layers.Conv(
+            3, width, config.patch, stride=config.patch, padding="none", bias=True, dtype=dtype, rngs=rngs
+        )
+        self.class_token = nnx.Param(jnp.zeros((1, width)))
+        self.registers = nnx.Param(init(rngs.params(), (config.registers, width))) if config.registers else None
+        grid = config.image_size // config.patch
+        self.positions = nnx.Param(init(rngs.params(), (config.class_position + grid**2, width)))
+        self.blocks = nnx.List([Block(config, dtype=dtype, rngs=rngs) for _ in range(config.depth)])
+        self.norm = nnx.LayerNorm(width, epsilon=EPSILON, dtype=dtype, rngs=rngs)
+        self.pool = None if pooling is None else layers.Pool(pooling, width)
+        self.dim = width if self.pool is None else self.pool.dim
+
+    def tokens(self, images: Float[jax.Array, "n h w 3"]) -> Float[jax.Array, "n t d"]:
+        """Normalised tokens of the last block: class, registers, patches row by row.
+
+        Raises:
+            ValueError: the images are no whole number of patches high or wide.
+        """
+        patch, (n, height, width, _) = self.config.patch, images.shape
+        if height % patch or width % patch:
+            raise ValueError(
+                f"images of {height} x {width} pixels are not whole patches of {patch} x {patch}: "
+                f"use --data.image-size {max(round(height / patch), 1) * patch}"
+            )
+        x = self.patches(images).reshape(n, -1, self.config.width)
+        first, positions = self._positions(height // patch, width // patch)
+        x = x + positions[None].astype(self.dtype)
+        extra = [self.class_token.get_value() + first]
+        if self.registers is not None:
+            extra.append(self.registers.get_value())
+        extra = jnp.concatenate(extra).astype(self.dtype)
+        x = jnp.concatenate([jnp.broadcast_to(extra, (n, *extra.shape)), x], axis=1)
+        call = nnx.remat(Block.__call__) if self.remat else Block.__call__
+        for block in self.blocks:
+            x = call(block, x)
+        return self.norm(x)
+
+    def _positions(self, rows: int, columns: int) -> tuple[Float[jax.Array, "1 d"], Float[jax.Array, "t d"]]:
+        """Position embeddings of the class token and of the patches, bicubic between those that were trained."""
+        positions, width = self.positions.get_value(), self.config.width
+        first = positions[:1] if self.config.class_position else jnp.zeros((1, width))
+        positions = positions[self.config.class_position :]
+        grid = self.config.image_size // self.config.patch
+        if (rows, columns) != (grid, grid):
+            square = positions.reshape(grid, grid, width)
+            # Antialiased, with Keys' a = -1/2, as timm has it.
+            positions = jax.image.resize(square, (rows, columns, width), "cubic").reshape(-1, width)
+        return first, positions
+
+    def features(self, images: Float[jax.Array, "n h w 3"]) -> Float[jax.Array, "n y x d"]:
+        """The patches' tokens, where they stand in the image."""
+        return self._maps(self.tokens(images), images)
+
+    def embed(self, images: Float[jax.Array, "n h w 3"]) -> Float[jax.Array, "n d"]:
+        """Embeddings z in float32."""
+        tokens = self.tokens(images)
+        return tokens[:, 0].astype(jnp.float32) if self.pool is None else self.pool(self._maps(tokens, images))
+
+    def _maps(
+        self, tokens: Float[jax.Array, "n t d"], images: Float[jax.Array, "n h w 3"]
+    ) -> Float[jax.Array, "n y x d"]:
+        grid = [size // self.config.patch for size in images.shape[1:3]]
+        return tokens[:, 1 + self.config.registers :].reshape(images.shape[0], *grid, self.config.width)
+
+
+class _Names(NamedTuple):
+    """What a file calls the layers."""
+
+    class_token: str
+    positions: str
+    patches: str
+    block: str
+    norm1: str
+    qkv: tuple[str, str]
+    out: str
+    norm2: str
+    widen: str
+    narrow: str
+    norm: str
+    classifier: str
+
+
+TORCHVISION = _Names(
+    class_token="class_token",
+    positions="encoder.pos_embedding",
+    patches="conv_proj",
+    block="encoder.layers.encoder_layer_{index}",
+    norm1="ln_1",
+    qkv=("self_attention.in_proj_weight", "self_attention.in_proj_bias"),
+    out="self_attention.out_proj",
+    norm2="ln_2",
+    widen="mlp.0",
+    narrow="mlp.3",
+    norm="encoder.ln",
+    classifier="heads.head",
+)
+TORCHVISION_FILES = TORCHVISION._replace(widen="mlp.linear_1", narrow="mlp.linear_2")
+TIMM = _Names(
+    class_token="cls_token",
+    positions="pos_embed",
+    patches="patch_embed.proj",
+    block="blocks.{index}",
+    norm1="norm1",
+    qkv=("attn.qkv.weight", "attn.qkv.bias"),
+    out="attn.proj",
+    norm2="norm2",
+    widen="mlp.fc1",
+    narrow="mlp.fc2",
+    norm="norm",
+    classifier="head",
+)
+
+
+def weight_tables(config: ViTConfig) -> tuple[pretrained.Table, ...]:
+    """Tables for the names of torchvision, of its files, which it changes while loading, and of timm.
+
+    timm's weights were trained on images in [-1, 1], DINOv2's excepted.
+    """
+    tables = [
+        pretrained.Table(tuple(_rows(config, names)), (f"{names.classifier}.weight", f"{names.classifier}.bias"))
+        for names in (TORCHVISION, TORCHVISION_FILES, TIMM)
+    ]
+    if config.layer_scale is not None:
+        return (tables[-1],)
+    centred = Preprocessing(224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), interpolation="bicubic")
+    return *tables[:2], dataclasses.replace(tables[-1], preprocessing=centred)
+
+
+def _rows(config: ViTConfig, names: _Names) -> Iterator[pretrained.Row]:
+    yield pretrained.Row(names.class_token, "class_token", pretrained.first)
+    if config.registers:
+        yield pretrained.Row("reg_token", "registers", pretrained.first)
+    yield pretrained.Row(names.positions, "positions", pretrained.first)
+    yield from pretrained.with_bias(names.patches, "patches", pretrained.convolution)
+    for index in range(config.depth):
+        prefix, path = names.block.format(index=index), f"blocks.{index}"
+        yield from pretrained.norm(f"{prefix}.{names.norm1}", f"{path}.norm1")
+        yield pretrained.Row(f"{prefix}.{names.qkv[0]}", f"{path}.attention.qkv.kernel", pretrained.linear)
+        yield pretrained.Row(f"{prefix}.{names.qkv[1]}", f"{path}.attention.qkv.bias")
+        yield from pretrained.with_bias(f"{prefix}.{names.out}", f"{path}.attention.out", pretrained.linear)
+        yield from pretrained.norm(f"{prefix}.{names.norm2}", f"{path}.norm2")
+        yield from pretrained.with_bias(f"{prefix}.{names.widen}", f"{path}.widen", pretrained.linear)
+        yield from pretrained.with_bias(f"{prefix}.{names.narrow}", f"{path}.narrow", pretrained.linear)
+        if config.layer_scale is not None:
+            yield pretrained.Row(f"{prefix}.ls1.gamma", f"{path}.scale1.scale")
+            yield pretrained.Row(f"{prefix}.ls2.gamma", f"{path}.scale2.scale")
+    yield from pretrained.norm(names.norm, "norm")
