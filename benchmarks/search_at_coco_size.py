@@ -52,10 +52,10 @@ class Size:
     known: float = 0.1
 
 
-BASE = Size(20_000, 512, 20)
+BASE = Size(10_000, 512, 10)
 CURVES: dict[str, list[Size]] = {
-    "rows": [dataclasses.replace(BASE, rows=n) for n in (10_000, 20_000, 40_000, 80_000)],
-    "categories": [dataclasses.replace(BASE, categories=c) for c in (10, 20, 40, 80)],
+    "rows": [dataclasses.replace(BASE, rows=n) for n in (5_000, 10_000, 20_000, 40_000)],
+    "categories": [dataclasses.replace(BASE, categories=c) for c in (5, 10, 20, 40)],
     "dimensions": [dataclasses.replace(BASE, dimensions=d) for d in (256, 512, 1024, 2048)],
 }
 

@@ -370,7 +370,7 @@ class ChooseConfig:
 
     metric: Metric = "AP"
     """The score that decides."""
-    rule: PickRule = "shrunken"
+    rule: PickRule = "cross_validated"
     """The best score; the best one that exceeds the backbone's by its standard error; the best one if picking on four
     fifths of validation gains on the last fifth; or the best one after shrinking each gain towards what the candidate
     gains on the other categories."""
