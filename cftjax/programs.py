@@ -91,6 +91,7 @@ def of_run(run: Run) -> Program:
         "fitted_on": decisions.fitted_on.split,
         "notes": dict(decisions.notes),
         "architecture": None if preprocessing is None else settings["backbone"]["name"],
+        "pooling": None if preprocessing is None else settings["backbone"].get("pooling", "published"),
     }
     return Program(arrays, description)
 
@@ -120,12 +121,12 @@ def _variables(module: nnx.Module) -> dict[str, Any]:
 
 def _embedding(description: dict[str, Any], arrays: dict[str, np.ndarray]) -> Function:
     """Images uint8 [n s s 3] to embeddings [n d], by the architecture's name and the arrays alone."""
-    config = BackboneConfig(name=description["architecture"])
+    config = BackboneConfig(name=description["architecture"], pooling=description["pooling"])
     module = nnx.eval_shape(lambda: backbones.create(config, nnx.Rngs(0)))
     module.eval()
     graphdef, state = nnx.split(module, (nnx.Param, nnx.BatchStat))
     for path, variable in nnx.to_flat_state(state):
-        variable.set_value(arrays[f"backbone.{'.'.join(map(str, path))}"])
+        variable.set_value(jnp.asarray(arrays[f"backbone.{'.'.join(map(str, path))}"]))
     variables = nnx.as_pure(state)
     mean, std = (np.array(description["preprocessing"][name]) for name in ("mean", "std"))
     # As `Preprocessing.normalise` does it.

@@ -78,6 +78,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.hosts
 def test_a_host_that_dies_ends_the_other_with_a_message(folder):
     code, words = (folder / "after_the_kill").read_text().split(" ", 1)
     assert code != "0"
@@ -85,6 +86,7 @@ def test_a_host_that_dies_ends_the_other_with_a_message(folder):
     assert hosts.LOST in words or "task died" in words, words
 
 
+@pytest.mark.hosts
 def test_two_hosts_train_as_one_with_the_same_devices(folder, tmp_path):
     experiment = cli.parse("", default.get_config, SMALL)
     config = experiment.config
@@ -101,6 +103,7 @@ def test_two_hosts_train_as_one_with_the_same_devices(folder, tmp_path):
     np.testing.assert_allclose(sums, alone.history.epoch_loss, rtol=1e-4)
 
 
+@pytest.mark.hosts
 def test_two_hosts_embed_as_one_with_the_same_devices(folder):
     run = cftjax.open_run(folder / "run")
     backbone, _ = training.load(run.folder / "backbone", devices.mesh(jax.devices()[:2]))
@@ -112,6 +115,7 @@ def test_two_hosts_embed_as_one_with_the_same_devices(folder):
     np.testing.assert_array_equal(run.embeddings("test").z, np.concatenate([part.z for part in parts]))
 
 
+@pytest.mark.hosts
 def test_two_hosts_search_and_polish_exactly_as_one_with_the_same_devices(folder):
     run = cftjax.open_run(folder / "run")
     train, validation, start = run.embeddings("train"), run.embeddings("validation"), run.heads("backbone")
@@ -126,6 +130,7 @@ def test_two_hosts_search_and_polish_exactly_as_one_with_the_same_devices(folder
         np.testing.assert_array_equal(run.heads(stage).bias, heads.bias)
 
 
+@pytest.mark.hosts
 def test_only_the_first_host_writes_and_prints(folder):
     first, second = said(folder)
     assert "Report:" in first
