@@ -138,9 +138,8 @@ def check(options: Evaluation) -> None:
         raise ValueError(f"{files[0]} has predictions only: name the file of the labels with --truth")
     if runs and options.truth is not None:
         raise ValueError(f"--truth beside {runs[0]}: runs bring their own labels; leave it out, or leave the runs out")
-    for given, name in ((options.split, "split"),):
-        if given and not runs:
-            raise ValueError(f"--{name} chooses among the splits of runs, and only files are named: leave it out")
+    if options.split and not runs:
+        raise ValueError("--split chooses among the splits of runs, and only files are named: leave it out")
     if runs and options.categories:
         raise ValueError(f"--categories chooses columns of --truth; {runs[0]} brings its own categories")
     if options.validation and len(options.validation) != len(files):
@@ -227,19 +226,12 @@ def read_validation(
         return None
     same = reading if runs else dataclasses.replace(reading, categories=truth.categories)
     found, there = read(options, runs, "validation", options.validation, options.validation_truth, same)
-    for (
-        model,
-        other,
-    ) in zip(models, there, strict=True):
+    given_as = dict(zip(members.names_of(options.models), options.models, strict=True))
+    judged_by = dict(zip(files, options.validation, strict=True))
+    for model, other in zip(models, there, strict=True):
         absent = [truth.categories[i] for i in range(len(model.given)) if model.given[i] and not other.given[i]]
         if absent:
-            file = dict(zip(files, options.validation, strict=True)).get(
-                next(
-                    m
-                    for m, name in zip(options.models, members.names_of(options.models), strict=True)
-                    if name == model.name
-                )
-            )
+            file = judged_by[given_as[model.name]]
             raise ValueError(f"{file}: does not give {', '.join(absent)}, which {model.name} gives; add these columns")
     return found, there
 
