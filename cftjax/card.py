@@ -19,7 +19,17 @@ from cftjax.data.problems import few
 from cftjax.runs import Run
 from cftjax.tables import MEAN
 
-UNKNOWN = {"assume_negative": "counted as negative", "ignore": "did not count"}
+UNKNOWN = {
+    "assume_negative": "counted as negative",
+    "ignore": "did not count",
+    "weak_negative": "counted as negatives of little weight",
+    "smooth_negative": "counted as negative, and every target was smoothed",
+    "selective": "counted as negative where the category was unlikely, and else did not count",
+    "reject_large_loss": "counted as negative, without those of the largest loss",
+    "correct_large_loss": "counted as negative, those of the largest loss as positive",
+    "correct_large_loss_permanently": "counted as negative, those of the largest loss as positive from then on",
+    "curriculum": "counted as what the model was sure of",
+}
 UNCERTAIN = {
     "negative": "as negative",
     "positive": "as positive",
@@ -181,9 +191,10 @@ def _labels(run: Run) -> Iterator[str]:
     settings = run.config["settings"]
     if "labels" in settings:
         labels = LabelsConfig(**settings["labels"])
+        trained = "head" if settings["training"].get("freeze_backbone") else "backbone"
         yield (
-            f"While the backbone was trained, unknown labels {UNKNOWN[labels.unknown]}; uncertain ones counted "
-            f"{UNCERTAIN[labels.uncertain]}."
+            f"While the {trained} was trained, unknown labels "
+            f"{UNKNOWN[labels.unknown]} (`{labels.unknown}`); uncertain ones counted {UNCERTAIN[labels.uncertain]}."
         )
         if labels.hide != "none":
             yield f"Labels of the training split were hidden on purpose (`{labels.hide}`): see the settings."

@@ -1,4 +1,5 @@
 import re
+import typing
 
 import made_run
 import numpy as np
@@ -73,7 +74,7 @@ def test_the_front_matter_is_yaml_of_true_facts(run):
 
 def test_labels_settings_and_limits_are_told(run):
     text = card.text(run)
-    assert "unknown labels counted as negative; uncertain ones counted not at all" in text
+    assert "unknown labels counted as negative (`assume_negative`); uncertain ones counted not at all" in text
     told = rows(text, "Settings that differ from the defaults")
     assert told == {
         "option": ["value", "default"],
@@ -85,6 +86,17 @@ def test_labels_settings_and_limits_are_told(run):
     assert "- Not fine-tuned: owl (too few)." in text
     assert "jax " in text.split("## Versions")[1]
     assert 'cftjax.load("RUN")' in text
+
+
+@pytest.mark.parametrize("mode", typing.get_args(typing.get_type_hints(LabelsConfig)["unknown"]))
+def test_every_mode_for_unknown_labels_is_told(run, mode):
+    labels = run.config["settings"]["labels"] | {"unknown": mode, "unknown_warmup": 1}
+    settings = run.config["settings"] | {"labels": labels, "training": {"freeze_backbone": True}}
+    changed = type(run)(run.folder)
+    changed.config = run.config | {"settings": settings}
+    told = re.search(r"While the head was trained, unknown labels (.+?) \(`(\w+)`\);", card.text(changed))
+    assert told is not None
+    assert told[2] == mode
 
 
 def test_a_run_from_a_file_alone_names_the_file_and_not_its_folder(tmp_path):
