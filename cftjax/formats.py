@@ -12,9 +12,9 @@ import jax
 import numpy as np
 import safetensors.numpy
 from jax import export
-from jax.extend.core import jaxpr_as_fun
 
 from cftjax import storage
+from cftjax.flattening import flattened
 from cftjax.programs import FORMAT, Function, Program
 
 Format = Literal["stablehlo", "safetensors", "onnx"]
@@ -58,9 +58,9 @@ def to_onnx(program: Program) -> bytes:
     logging.getLogger("jax2onnx").setLevel(logging.CRITICAL)
     given = abstract_input(program)
     # Traced before jax2onnx looks at it, which would put operators of its own in the place of Flax's layers.
-    traced = jaxpr_as_fun(jax.make_jaxpr(program.function())(given))
+    flat = flattened(jax.make_jaxpr(program.function())(given))
     model: Any = jax2onnx.to_onnx(
-        lambda x: traced(x)[0],
+        lambda x: flat(x)[0],
         [given],
         model_name=KEY,
         input_names=[program.input[0]],
