@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 from jax.extend.core import ClosedJaxpr, Literal
 
 # Calls -> the parameter that holds what is called; of custom gradients, the function itself.
@@ -14,7 +16,8 @@ CALLS = {"jit": "jaxpr", "custom_jvp_call": "call_jaxpr", "custom_vjp_call": "ca
 def flattened(traced: ClosedJaxpr) -> Callable[..., list[Any]]:
     """The same function with calls in line, and the choices of `jax.lax.platform_dependent` made.
 
-    They are made for a platform that none of them names, so that CPU, CUDA and TPU do not appear in what comes of it.
+    Maxima over windows become maxima of as many arrays, for jax2onnx gives onnxruntime windows that it does not take.
+    Choices are made for a platform that none of them names: CPU, CUDA and TPU do not appear in what comes of it.
 
     Args:
         traced: what `jax.make_jaxpr` gives.
@@ -40,8 +43,39 @@ def _run(traced: ClosedJaxpr, arguments: Sequence[Any]) -> list[Any]:
             found = [params["platforms"].index(None)]
         elif name == "cond" and isinstance(given[0], int):
             found = _run(params["branches"][given[0]], given[1:])
+        elif name == "reduce_window_max":
+            found = [largest_of_windows(*given, **params)]
         else:
             found = operation.primitive.bind(*given, **params)
             found = found if operation.primitive.multiple_results else [found]
         values |= zip(operation.outvars, found, strict=True)
     return [read(place) for place in jaxpr.outvars]
+
+
+def largest_of_windows(
+    x: jax.Array,
+    *,
+    window_dimensions: Sequence[int],
+    window_strides: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+    base_dilation: Sequence[int],
+    window_dilation: Sequence[int],
+) -> jax.Array:
+    """What the operation `reduce_window_max` with these parameters gives, one axis after the other.
+
+    Raises:
+        ValueError: for dilated windows.
+    """
+    if any(step != 1 for step in (*base_dilation, *window_dilation)):
+        raise ValueError("maxima over dilated windows are not converted")
+    axes = zip(window_dimensions, window_strides, padding, strict=True)
+    for axis, (length, stride, (before, after)) in enumerate(axes):
+        if length == 1 and stride == 1:
+            continue
+        # What lies outside counts as the nearest pixel, which is in the window too.
+        first, last = (jax.lax.slice_in_dim(x, at, at + 1, axis=axis) for at in (0, x.shape[axis] - 1))
+        x = jax.lax.concatenate([first] * before + [x] + [last] * after, axis)
+        reach = (x.shape[axis] - length) // stride * stride + 1
+        parts = (jax.lax.slice_in_dim(x, shift, shift + reach, stride, axis) for shift in range(length))
+        x = functools.reduce(jax.lax.max, parts)
+    return x

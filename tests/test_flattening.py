@@ -45,3 +45,18 @@ def test_custom_gradients_go_and_the_function_stays_under_a_free_batch():
     flat = flattened(jax.make_jaxpr(function)(free))
     assert not operations(lambda x: flat(x)[0], free) & {"custom_vjp_call", "custom_jvp_call", "jit", "platform_index"}
     np.testing.assert_allclose(flat(x)[0], function(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("size", "window", "stride", "pads"), [(9, 3, 2, (1, 1)), (8, 2, 2, (0, 0)), (7, 3, 1, (2, 0))]
+)
+def test_maxima_over_windows_stay_the_same(size, window, stride, pads):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, size, size + 1, 3)), jnp.float32)
+
+    def function(x):
+        shape, steps, padding = (1, window, window, 1), (1, stride, stride, 1), ((0, 0), pads, pads, (0, 0))
+        return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, shape, steps, padding)
+
+    flat = flattened(jax.make_jaxpr(function)(x))
+    assert "reduce_window_max" not in operations(lambda x: flat(x)[0], x)
+    np.testing.assert_array_equal(flat(x)[0], function(x))
