@@ -21,8 +21,9 @@ from cftjax.cft.spaces import ROWS_AT_ONCE, Seen
 from cftjax.config import Metric
 from cftjax.types import Array, Embeddings, Heads
 
-# With more positives than this, or than one row in sixteen, sorting is faster than counting (benchmarks/ranking.py).
-COUNTED_POSITIVES = 128
+# With more positives than this, or than one row in sixteen, sorting is faster than counting: on a CPU as measured by
+# benchmarks/ranking.py, on a TPU by counted instructions (docs/scaling.md).
+COUNTED_POSITIVES, COUNTED_POSITIVES_ON_TPU = 128, 512
 
 
 @functools.partial(
@@ -111,7 +112,8 @@ def positive_slots(count: int, length: int, platform: str | None = None) -> int:
     multiple of 128, a TPU's lanes. The platform is the default backend's, unless one is named.
     """
     platform = platform or jax.default_backend()
-    most = min(max(COUNTED_POSITIVES, length // 16), 2**29 // length, length)
+    counted = COUNTED_POSITIVES_ON_TPU if platform == "tpu" else COUNTED_POSITIVES
+    most = min(max(counted, length // 16), 2**29 // length, length)
     if count > most:
         return 0
     if platform == "cpu":
