@@ -231,7 +231,7 @@ def check_together(labels: LabelsConfig, training: TrainingConfig) -> None:
 class EmbedConfig:
     """Images to embeddings, once per split."""
 
-    batch_size: int = 64
+    batch_size: int = 128
     """Images per step of each device: embeddings do not depend on how many devices there are."""
 
 

@@ -101,7 +101,7 @@ class Model:
     decisions: Decisions
     preprocessing: Preprocessing
     augmented: InputConfig
-    batch_size: int = 64
+    batch_size: int = 128
 
     @property
     def categories(self) -> tuple[str, ...]:
