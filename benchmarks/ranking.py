@@ -38,10 +38,10 @@ def programs(metric: str, slots: int) -> dict[str, Callable[..., Any]]:
     """The two ways to a score, and a bare sort of as many integers by XLA."""
 
     def counting(scores: jax.Array, labels: jax.Array, where: jax.Array) -> jax.Array:
-        return ranking.by_counting(metric, scores, labels, where, slots, on_cpu=True)
+        return ranking.by_counting(metric, scores, labels, where, slots, platform="cpu")
 
     def sorting(scores: jax.Array, labels: jax.Array, where: jax.Array) -> jax.Array:
-        return ranking.by_sorting(metric, scores, labels, where, on_cpu=True)
+        return ranking.by_sorting(metric, scores, labels, where, platform="cpu")
 
     def sort_alone(scores: jax.Array, *_: jax.Array) -> jax.Array:
         return jax.lax.sort(jax.lax.bitcast_convert_type(scores, jnp.int32), is_stable=False)

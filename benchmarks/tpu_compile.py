@@ -4,6 +4,7 @@
     tpu/bin/python benchmarks/tpu_compile.py                        # everything, an hour on two cores
     tpu/bin/python benchmarks/tpu_compile.py search polish          # programs whose names contain one of these
     tpu/bin/python benchmarks/tpu_compile.py train --hlo dump/      # and keeps the compiled programs as text
+    tpu/bin/python benchmarks/tpu_compile.py --largest              # the largest batches that fit one chip
 
 Nothing runs on a TPU: the compiler of libtpu is given shapes in place of arrays and says what each program needs. Every
 line is one program, as one chip of so many sees it:
@@ -11,8 +12,7 @@ line is one program, as one chip of so many sees it:
 - GB: arguments, results that reuse none of them, and temporaries, of the 16 GB of a chip;
 - GFLOP and GB moved: as the compiler counts them;
 - floor: the longer of what arithmetic and memory take at the speed of the data sheet, and which of them it is;
-- compiler: what the compiler's own model of every operation adds up to. It knows nothing of sorts, and overestimates
-  comparisons several times (docs/scaling.md).
+- compiler: what the compiler's own model of every operation adds up to. It knows nothing of sorts (docs/scaling.md).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import itertools
 import os
 import re
 import time
@@ -29,7 +30,7 @@ from typing import Any, NamedTuple
 
 # Before JAX is imported: what a machine without a TPU must pretend, and that only shapes go there.
 os.environ |= {"TPU_ACCELERATOR_TYPE": "v5litepod-8", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_SKIP_MDS_QUERY": "1"}
-os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ |= {"JAX_PLATFORMS": "cpu", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
 
 import jax
 import jax.numpy as jnp
@@ -40,10 +41,11 @@ from jax.sharding import Mesh, PartitionSpec
 from cftjax import backbones, devices, embedding, types
 from cftjax import train_step as steps
 from cftjax.cft import polish, problems, search
-from cftjax.config import BackboneConfig, GAConfig, PolishConfig, TrainingConfig, TuningConfig, with_recipe
+from cftjax.config import BackboneConfig, EmbedConfig, GAConfig, PolishConfig, TrainingConfig, TuningConfig, with_recipe
 
 # Of one v5e chip: bfloat16 operations and bytes a second, bytes of memory, cycles a second.
 FLOPS, BANDWIDTH, MEMORY, CLOCK = 197e12, 819e9, 16 * 2**30, 1.5e9
+NETWORKS = ("resnet101", "vit_base")
 PAPER = with_recipe(TuningConfig(), "paper")
 COMPILER_OPTIONS: dict[str, Any] = {}
 
@@ -155,20 +157,27 @@ def polishing(mesh: Mesh, config: PolishConfig, dim: int, group: Group) -> Any:
     return polish._program(config, mesh).lower(train_rows, judging)
 
 
+def training(name: str, chips: int, batch: int, remat: bool) -> Program:
+    """A step at 448 pixels and 80 categories."""
+    run = functools.partial(train, name=name, size=448, batch=batch, categories=80, remat=remat)
+    words = f"train {name} 448 px, batch {batch}{', remat' * remat}"
+    return Program(words, chips, run, 82_783 // batch, "epoch of MS-COCO")
+
+
+def embedded(name: str, chips: int, batch: int) -> Program:
+    """A step at 448 pixels."""
+    run = functools.partial(embed, name=name, size=448, batch=batch)
+    return Program(f"embed {name} 448 px, batch {batch}", chips, run, 82_783 // batch, "MS-COCO")
+
+
 def programs() -> list[Program]:
     """Everything there is, of the published size: ResNet-101 at 448 pixels, MS-COCO with 10 % known, Open Images V3."""
     found = []
-    for name in ("resnet101", "vit_base"):
-        if name not in backbones.BACKBONES:
-            continue
-        size = 448
-        for chips, batch, remat in ((8, 128, False), (8, 1024, False), (8, 1024, True), (1, 32, False)):
-            words = f"train {name} {size} px, batch {batch}{', remat' * remat}"
-            run = functools.partial(train, name=name, size=size, batch=batch, categories=80, remat=remat)
-            found.append(Program(words, chips, run, 82_783 // batch, "epoch of MS-COCO"))
-        for chips, batch in ((8, 1024), (1, 128)):
-            run = functools.partial(embed, name=name, size=size, batch=batch)
-            found.append(Program(f"embed {name} {size} px, batch {batch}", chips, run, 82_783 // batch, "MS-COCO"))
+    for name in NETWORKS:
+        for chips, batch, remat in ((8, 128, False), (8, 1024, False), (8, 1024, True), (1, 64, False)):
+            found.append(training(name, chips, batch, remat))
+        for chips in (8, 1):
+            found.append(embedded(name, chips, EmbedConfig().batch_size * chips))
 
     coco = Group(80, 8_278, 300, 8_278, 300)
     half = coco._replace(categories=40)
@@ -201,19 +210,43 @@ def cycles(text: str) -> dict[str, int]:
     return found
 
 
-def describe(program: Program, topology: Any, folder: Path | None, longest: int) -> str:
-    """A line of the table."""
+def compiled_for(program: Program, topology: Any) -> Any:
+    """The compiled program, or the compiler's words where it does not fit."""
     mesh = devices.mesh(topology.devices[: program.chips])
-    begun = time.monotonic()
     try:
-        compiled = program.lower(mesh).compile(COMPILER_OPTIONS)
+        return program.lower(mesh).compile(COMPILER_OPTIONS)
     except Exception as error:
-        # Too large a program is an answer, in the compiler's words.
+        # Too large a program is an answer.
         used = re.search(r"Used ([\d.]+[MG]) of ([\d.]+[MG])", str(error))
         if used is None:
             raise
-        return f"| {program.name} | {program.chips} | {used[1]} of {used[2]}: does not fit | | | | | |"
-    took, text = time.monotonic() - begun, compiled.as_text()
+        return f"{used[1]} of {used[2]}: does not fit"
+
+
+def largest(make: Callable[[int], Program], topology: Any, step: int = 16) -> int:
+    """The largest multiple of `step` images that fits, 0 if none does, by doubling and bisection."""
+
+    def fits(batch: int) -> bool:
+        found = compiled_for(make(batch), topology)
+        print(f"    {make(batch).name}: {found if isinstance(found, str) else 'fits'}", flush=True)
+        return not isinstance(found, str)
+
+    good, bad = 0, 4 * step
+    while fits(bad):
+        good, bad = bad, 2 * bad
+    while bad - good > step:
+        middle = (good + bad) // (2 * step) * step
+        good, bad = (middle, bad) if fits(middle) else (good, middle)
+    return good
+
+
+def describe(program: Program, topology: Any, folder: Path | None, longest: int) -> str:
+    """A line of the table."""
+    begun = time.process_time()
+    compiled = compiled_for(program, topology)
+    if isinstance(compiled, str):
+        return f"| {program.name} | {program.chips} | {compiled} | | | | | | |"
+    took, text = time.process_time() - begun, compiled.as_text()
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / (re.sub(r"\W+", "-", f"{program.name} {program.chips}") + ".hlo")).write_text(text)
@@ -250,10 +283,19 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="words that occur in the names of the programs wanted")
     parser.add_argument("--chips", type=int, help="only programs for so many")
     parser.add_argument("--hlo", type=Path, help="a folder for the compiled programs as text")
+    parser.add_argument(
+        "--largest", action="store_true", help="print what fits one chip, training with and without remat"
+    )
     parser.add_argument("--longest", type=int, default=0, help="print so many operations of each that take longest")
     arguments = parser.parse_args()
     topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4")
-    print("| program | chips | GB a chip | GFLOP | GB moved | floor, ms | compiler, ms | all of it | compiled in, s |")
+    if arguments.largest:
+        for name, remat in itertools.product(NETWORKS, (False, True)):
+            if not arguments.names or any(word in name for word in arguments.names):
+                found = largest(functools.partial(training, name, 1, remat=remat), topology)
+                print(f"{name}{', remat' * remat}: {found} images of 448 pixels a chip", flush=True)
+        return
+    print("| program | chips | GB a chip | GFLOP | GB moved | floor, ms | compiler, ms | all of it | compiled in, CPU s |")
     print("|---|---:|---:|---:|---:|---:|---:|---:|---:|", flush=True)
     for program in programs():
         wanted = not arguments.names or any(word in program.name for word in arguments.names)

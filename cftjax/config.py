@@ -231,8 +231,8 @@ def check_together(labels: LabelsConfig, training: TrainingConfig) -> None:
 class EmbedConfig:
     """Images to embeddings, once per split."""
 
-    batch_size: int = 256
-    """Images per step, over all devices."""
+    batch_size: int = 128
+    """Images per step of each device: embeddings do not depend on how many devices there are."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -41,12 +41,10 @@ class Embedded(NamedTuple):
     Attributes:
         z: [m d].
         opened: [m], False where the image could not be opened and z stands for a blank one.
-        state: of the iterator behind it, to go on after these rows.
     """
 
     z: Float32[np.ndarray, "m d"]
     opened: Bool[np.ndarray, " m"]
-    state: dict[str, Any]
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -67,55 +65,55 @@ def embed_rows(
     batch_size: int,
     *,
     mesh: Mesh | None = None,
-    state: dict[str, Any] | None = None,
     first: int = 0,
 ) -> Generator[Embedded]:
-    """Embeddings of a split in file order, a batch at a time, all of it on every host.
+    """Embeddings of a split in file order, a batch for every device at a time, all of it on every host.
+
+    Every device runs the same program on as many images, whatever the number of devices: the image of a row meets the
+    same program at the same place of a batch, so that its embedding is the same to the bit.
 
     Args:
         backbone: with `embed`.
         records: the split.
         preprocessing: of the images.
         input_config: threads, and what happens to images that cannot be opened.
-        batch_size: images per step, over all devices.
+        batch_size: images per step of each device.
         mesh: of the devices; all of them if None.
-        state: of an earlier call's last batch, to go on after it; `first` is then the row after that batch.
-        first: row that comes first.
+        first: row that comes first, a multiple of batch_size.
 
     Raises:
-        ValueError: batch_size does not divide over the devices.
+        ValueError: batch_size is below 1.
     """
+    if batch_size < 1:
+        raise ValueError(f"embed.batch_size {batch_size} must be at least 1.")
     mesh = devices.mesh() if mesh is None else mesh
-    devices.check_batch_size("embed.batch_size", batch_size, mesh)
+    together = batch_size * mesh.size
     graphdef, variables = nnx.split(backbone)
     variables = devices.replicate(nnx.as_pure(variables), mesh)
-    local = pipeline.local_rows(batch_size, devices.host_shard())
+    local = pipeline.local_rows(together, devices.host_shard())
     batches = pipeline.eval_batches(
-        records, preprocessing, input_config, batch_size=batch_size, shard=devices.host_shard()
+        records, preprocessing, input_config, batch_size=together, first=first, shard=devices.host_shard()
     )
     with contextlib.closing(batches):
-        if state is not None:
-            batches.set_state(state)
         waiting = None
-        for start in range(first, len(records), batch_size):
-            batch = next(batches)
+        for start, batch in zip(range(first, len(records), together), batches, strict=True):
             positions = np.arange(start + local.start, start + local.stop)
             image, rows, positions = devices.shard((batch.image, batch.rows, positions), mesh)
-            begun = (forward(graphdef, variables, image), rows, positions), batches.get_state()
+            begun = forward(graphdef, variables, image), rows, positions
             # One batch late: the devices compute this one while the host writes the one before.
             if waiting is not None:
-                yield _in_order(*waiting, len(records))
+                yield _in_order(waiting, len(records))
             waiting = begun
         if waiting is not None:
-            yield _in_order(*waiting, len(records))
+            yield _in_order(waiting, len(records))
 
 
-def _in_order(parts: Sequence[types.Array], state: dict[str, Any], n: int) -> Embedded:
+def _in_order(parts: Sequence[types.Array], n: int) -> Embedded:
     """The rows that exist, in file order: a mesh may order its devices differently from the hosts."""
     z, rows, positions = devices.gather(parts)
     order = np.argsort(positions)
     order = order[positions[order] < n]
-    return Embedded(z[order].astype(np.float32, copy=False), rows[order] >= 0, state)
+    return Embedded(z[order].astype(np.float32, copy=False), rows[order] >= 0)
 
 
 def embed(
@@ -128,7 +126,7 @@ def embed(
     *,
     mesh: Mesh | None = None,
 ) -> None:
-    """Embed a split into a folder, from where an interrupted call of the same arguments left it.
+    """Embed a split into a folder, from where an interrupted call of the same arguments left it, on any devices.
 
     Images that could not be opened keep their row, with no label known. On several hosts the folder must be one that
     all of them see; the first one writes it.
@@ -138,7 +136,7 @@ def embed(
         records: the split.
         preprocessing: of the images.
         input_config: threads, and what happens to images that cannot be opened.
-        batch_size: images per step, over all devices.
+        batch_size: images per step of each device.
         folder: of this split's embeddings.
         mesh: of the devices; all of them if None.
     """
@@ -146,7 +144,7 @@ def embed(
         return
     folder.mkdir(parents=True, exist_ok=True)
     primary, part, marker = devices.is_primary(), folder / "z.npy.part", folder / "progress.json"
-    done: dict[str, Any] = {"rows": 0, "unopened": [], "state": None}
+    done: dict[str, Any] = {"rows": 0, "unopened": []}
     if marker.is_file() and part.is_file():
         done = storage.read_json(marker)
     n, dim = len(records), int(backbone.dim)  # pyright: ignore[reportAttributeAccessIssue]
@@ -162,12 +160,11 @@ def embed(
             input_config,
             batch_size,
             mesh=mesh,
-            state=done["state"],
             first=done["rows"],
         )
-        for z, opened, state in stack.enter_context(contextlib.closing(rows)):
+        for z, opened in stack.enter_context(contextlib.closing(rows)):
             unopened = (done["rows"] + np.flatnonzero(~opened)).tolist()
-            done = {"rows": done["rows"] + len(z), "unopened": done["unopened"] + unopened, "state": state}
+            done = {"rows": done["rows"] + len(z), "unopened": done["unopened"] + unopened}
             if file is not None:
                 file.write(z.tobytes())
                 # The marker must never be ahead of the data.

@@ -93,7 +93,7 @@ class Model:
         decisions: logits to probabilities and decisions.
         preprocessing: of the images.
         augmented: what training did to images.
-        batch_size: images per step at most, over all devices.
+        batch_size: images per step of each device, at most.
     """
 
     backbone: Any
@@ -101,7 +101,7 @@ class Model:
     decisions: Decisions
     preprocessing: Preprocessing
     augmented: InputConfig
-    batch_size: int = 256
+    batch_size: int = 128
 
     @property
     def categories(self) -> tuple[str, ...]:
@@ -220,15 +220,14 @@ def records_of(image: Any, names: Sequence[str]) -> types.Records:
 
 
 def batch_size(num_images: int, most: int) -> int:
-    """A size that divides over the devices: `most` or just above, and less where fewer images are there.
+    """Images per step of each device: `most`, and less where fewer images are there.
 
-    Only doublings of the number of devices, so that few sizes are compiled.
+    Only doublings, so that few sizes are compiled.
     """
-    num = jax.device_count()
-    size = num
-    while size < min(num_images, most):
+    size = 1
+    while size < most and size * jax.device_count() < num_images:
         size *= 2
-    return min(size, -(-most // num) * num)
+    return min(size, most)
 
 
 def check(given: Images) -> None:

@@ -15,7 +15,7 @@ OPTIONS = {
     "--data.num-test": "96",
     "--training.epochs": "1",
     "--training.batch-size": "32",
-    "--embed.batch-size": "96",
+    "--embed.batch-size": "12",
     "--ga.num-generations": "50",
     "--ga.population-size": "10",
     "--ga.dimensions": "4",

@@ -47,7 +47,7 @@ def config(unknown="ignore", **changes):
         input=InputConfig(augment="none", flip=False, workers=1),
         backbone=BackboneConfig("tiny", image_size=SIZE),
         training=dataclasses.replace(TRAINING, **changes),
-        embed=EmbedConfig(batch_size=BATCH),
+        embed=EmbedConfig(batch_size=BATCH // 8),
     )
 
 

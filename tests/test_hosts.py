@@ -23,7 +23,7 @@ OPTIONS = {
     "--training.epochs": "6",
     "--training.patience": "40",
     "--training.batch-size": "48",
-    "--embed.batch-size": "48",
+    "--embed.batch-size": "24",
     "--ga.num-generations": "20",
     "--ga.population-size": "8",
     "--ga.dimensions": "4",
@@ -104,14 +104,14 @@ def test_two_hosts_train_as_one_with_the_same_devices(folder, tmp_path):
 
 
 @pytest.mark.hosts
-def test_two_hosts_embed_as_one_with_the_same_devices(folder):
+def test_two_hosts_embed_exactly_as_one_device(folder):
     run = cftjax.open_run(folder / "run")
-    backbone, _ = training.load(run.folder / "backbone", devices.mesh(jax.devices()[:2]))
+    backbone, _ = training.load(run.folder / "backbone", devices.mesh(jax.devices()[:1]))
     config = cli.parse("", default.get_config, SMALL).config
     records = splits.prepare(config.data.load(), config.labels, config.split).dataset.splits["test"]
     preprocessing = training.preprocessing(config)
-    mesh = devices.mesh(jax.devices()[:2])
-    parts = embedding.embed_rows(backbone, records, preprocessing, config.input, 48, mesh=mesh)
+    mesh = devices.mesh(jax.devices()[:1])
+    parts = embedding.embed_rows(backbone, records, preprocessing, config.input, 24, mesh=mesh)
     np.testing.assert_array_equal(run.embeddings("test").z, np.concatenate([part.z for part in parts]))
 
 

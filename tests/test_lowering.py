@@ -1,6 +1,7 @@
 """Programs of the pipeline lower for TPUs and GPUs, which no test machine has; compiling them takes more."""
 
 import functools
+import re
 
 import jax
 import jax.export
@@ -10,7 +11,7 @@ from flax import nnx
 
 from cftjax import backbones, devices, embedding, metrics, types
 from cftjax import train_step as steps
-from cftjax.backbones import convolutions
+from cftjax.backbones import convolutions, vit
 from cftjax.cft import polish, problems, search
 from cftjax.config import BackboneConfig, GAConfig, PolishConfig, TrainingConfig, TuningConfig, with_recipe
 
@@ -36,8 +37,15 @@ def columns(categories=2, length=64, genes=4):
     return [array((categories, length, genes)), *(array((categories, length), kind) for kind in kinds)]
 
 
-def test_a_training_step_lowers_in_bfloat16():
-    graphdef, *shapes = steps.abstract_classifier(BackboneConfig("small_resnet"), 3, jnp.bfloat16)
+@pytest.fixture(params=["small_resnet", "tiny_vit"])
+def network(request, monkeypatch):
+    """A backbone's name, of each kind: convolutions, and attention."""
+    monkeypatch.setitem(backbones.BACKBONES, "tiny_vit", (backbones.VIT, vit.ViTConfig(8, 1, 2, image_size=32)))
+    return request.param
+
+
+def test_a_training_step_lowers_in_bfloat16(network):
+    graphdef, *shapes = steps.abstract_classifier(BackboneConfig(network, image_size=32), 3, jnp.bfloat16)
     spec = steps.new_spec(graphdef, TrainingConfig(), 10, devices.mesh(jax.devices()[:1]))
     batch = types.Batch(array((2, 32, 32, 3)), array((2, 3)), array((2, 3), jnp.bool), array((2,), jnp.int32))
     state = jax.tree.map(lambda x: array(x.shape, x.dtype), steps.abstract_state(spec, *shapes))
@@ -52,11 +60,16 @@ def test_the_gradient_of_a_depthwise_convolution_is_a_grouped_convolution_there(
     assert "feature_group_count = 16" in text
 
 
-def test_embedding_lowers():
-    build = functools.partial(backbones.create, BackboneConfig("small_resnet"), dtype=jnp.bfloat16)
+def test_embedding_lowers_in_bfloat16(network):
+    config = BackboneConfig(network, image_size=32)
+    build = functools.partial(backbones.create, config, dtype=jnp.bfloat16)
     graphdef, variables = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
     forward = functools.partial(embedding.forward, graphdef)
-    assert "convolution" in lowered(forward, nnx.as_pure(variables), array((2, 32, 32, 3)))
+    text = lowered(forward, nnx.as_pure(variables), array((2, 32, 32, 3)))
+    products = re.findall(
+        r"stablehlo.(?:dot_general|convolution).*: \(tensor<[\dx]*x(\w+)>, tensor<[\dx]*x(\w+)>\)", text
+    )
+    assert set(products) == {("bf16", "bf16")}
 
 
 @pytest.mark.parametrize("slots", [0, 16], ids=["sorting", "counting"])
@@ -74,6 +87,8 @@ def test_the_search_lowers(config, slots):
     text = lowered(program, columns(), columns(), seeds, words, array((), jnp.int32))
     # Scores are ranked by XLA's own sort where there are no slots, and parents by one where the best of them breed.
     assert ("stablehlo.sort" in text) == (slots == 0 or config.selection == "truncation")
+    # What counts on a TPU is a product of whole numbers.
+    assert bool(re.search(r"dot_general.*xi8>.*xi32>", text)) == (slots > 0)
 
 
 @pytest.mark.parametrize("config", [PolishConfig(dimensions=4), PAPER.polish], ids=["newton", "adam"])

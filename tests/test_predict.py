@@ -129,7 +129,7 @@ def test_pictures_of_images_that_differ_in_their_ending_do_not_meet(run):
         (["{empty}", "-o", "out.csv"], "no image in this folder or below it"),
         (["{images}/*.gif", "-o", "out.csv"], "no file fits this pattern"),
         (["{table}", "-o", "out.csv"], "no such column in the table; it has file"),
-        (["{images}", "-o", "out.csv", "--batch-size", "7"], "--batch-size 7 does not divide over 8 devices"),
+        (["{images}", "-o", "out.csv", "--batch-size", "0"], "--batch-size must be at least 1"),
         (["{images}", "-o", "out.csv", "--heatmaps-of", "cat"], "--heatmaps-of needs a folder"),
         (
             ["{images}", "-o", "out.csv", "--heatmaps", "m", "--heatmaps-of", "cut"],

@@ -11,10 +11,11 @@ from cftjax.cft import problems, ranking
 
 N, SLOTS = 24, 24
 WAYS = {
-    "counting": functools.partial(ranking.by_counting, slots=SLOTS, on_cpu=True),
-    "sorting": functools.partial(ranking.by_sorting, on_cpu=True),
-    "counting elsewhere": functools.partial(ranking.by_counting, slots=SLOTS, on_cpu=False),
-    "sorting elsewhere": functools.partial(ranking.by_sorting, on_cpu=False),
+    "counting": functools.partial(ranking.by_counting, slots=SLOTS, platform="cpu"),
+    "sorting": functools.partial(ranking.by_sorting, platform="cpu"),
+    "counting on a TPU": functools.partial(ranking.by_counting, slots=SLOTS, platform="tpu"),
+    "counting elsewhere": functools.partial(ranking.by_counting, slots=SLOTS, platform="gpu"),
+    "sorting elsewhere": functools.partial(ranking.by_sorting, platform="gpu"),
 }
 COMPILED = {(way, metric): jax.jit(functools.partial(WAYS[way], metric)) for way in WAYS for metric in ("AP", "AUROC")}
 
@@ -49,8 +50,8 @@ def test_both_ways_agree_at_any_length(metric, n):
     positives = (n + 3) // 4
     labels, where = np.arange(n) < positives, rng.random(n) < 0.9
     found = [
-        jax.jit(functools.partial(ranking.by_counting, metric, slots=positives, on_cpu=True))(scores, labels, where),
-        jax.jit(functools.partial(ranking.by_sorting, metric, on_cpu=True))(scores, labels, where),
+        jax.jit(functools.partial(ranking.by_counting, metric, slots=positives, platform="cpu"))(scores, labels, where),
+        jax.jit(functools.partial(ranking.by_sorting, metric, platform="cpu"))(scores, labels, where),
     ]
     expected = [oracle(metric, row, labels, where) for row in scores]
     for one in found:

@@ -19,7 +19,7 @@ OPTIONS = {
     "--labels.hide": "uniform",
     "--training.epochs": "1",
     "--training.batch-size": "32",
-    "--embed.batch-size": "96",
+    "--embed.batch-size": "12",
     "--ga.num-generations": "10",
     "--ga.population-size": "4",
     "--ga.dimensions": "4",

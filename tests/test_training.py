@@ -39,7 +39,7 @@ def config(**changes):
         input=InputConfig(augment="shift", flip=False, workers=1),
         backbone=BackboneConfig("tiny"),
         training=dataclasses.replace(TRAINING, **changes),
-        embed=EmbedConfig(batch_size=BATCH),
+        embed=EmbedConfig(batch_size=BATCH // 8),
     )
 
 

@@ -53,7 +53,7 @@ def image_run(folder, backbone, images, **settings):
         data=Data(),
         input=InputConfig(**{"augment": "shift", "flip": True} | settings),
         backbone=BackboneConfig(backbone),
-        embed=EmbedConfig(batch_size=8),
+        embed=EmbedConfig(batch_size=1),
     )
     run = runs.create(folder, config, ("cat", "dog", "cow"), "fingerprint", training.preprocessing(config))
     model = train_step.new_classifier(config.backbone, CATEGORIES, jnp.float32, seed=0)

@@ -81,6 +81,17 @@ def pulls(config: PolishConfig) -> list[Pull]:
 Result = dict[str, jax.Array]
 
 
+def _eigh(x: Float[jax.Array, "r r"]) -> tuple[Float[jax.Array, " r"], Float[jax.Array, "r r"]]:
+    values, vectors = jnp.linalg.eigh(x)
+    return values, vectors
+
+
+def _eigh_by_jacobi(x: Float[jax.Array, "r r"]) -> tuple[Float[jax.Array, " r"], Float[jax.Array, "r r"]]:
+    """For TPUs, whose usual way, by divide and conquer, takes two minutes to compile for 512 directions."""
+    vectors, values = jax.lax.linalg.eigh(x, implementation=jax.lax.linalg.EighImplementation.JACOBI)
+    return values, vectors
+
+
 def _newton(train: Rows, towards: Float[jax.Array, " s"], l2: Float[jax.Array, " s"], num_steps: int) -> Result:
     """Logistic regressions of one category under s pulls: genes [s r] and bias [s].
 
@@ -92,7 +103,8 @@ def _newton(train: Rows, towards: Float[jax.Array, " s"], l2: Float[jax.Array, "
     mean = jnp.einsum("k,kr->r", weight, train.z)
     centred = train.z - mean[None, :]
     highest = jax.lax.Precision.HIGHEST
-    variance, basis = jnp.linalg.eigh(jnp.einsum("kr,ks->rs", centred * weight[:, None], centred, precision=highest))
+    covariance = jnp.einsum("kr,ks->rs", centred * weight[:, None], centred, precision=highest)
+    variance, basis = jax.lax.platform_dependent(covariance, tpu=_eigh_by_jacobi, default=_eigh)
     rows = jnp.einsum("kr,rs->ks", centred, basis, precision=highest)
     # Without a pull, directions in which no row differs must not be divided by nothing.
     curvature = jnp.maximum(variance[None, :] / 4 + l2[:, None], 1e-6 * variance[-1])
@@ -256,7 +268,15 @@ def polish(
     judging = problems.padded_length(int(seen_validation.known.sum(0).max(initial=1)))
     each = 4.0 * (longest * (2 * seen_train.z.shape[-1] + 8 * len(candidates)) + judging * seen_train.z.shape[-1])
     at_once = problems.categories_at_once(each, 1 if mesh is None else mesh.size)
-    found: dict[int, dict[str, Any]] = {}
+    extent = len(kernel), len(candidates)
+    found = {
+        "genes": np.zeros((*extent, seen_train.z.shape[-1]), np.float32),
+        "bias": np.zeros(extent, np.float32),
+        "step": np.zeros(extent, np.int32),
+        "score": np.full(extent, np.nan, np.float32),
+        "before": np.full(len(kernel), np.nan, np.float32),
+    }
+    done: list[int] = []
 
     for group in problems.groups(seen_train, seen_validation, mine, at_once, ranked=False):
         results = store.get(group.name)
@@ -264,55 +284,44 @@ def polish(
             rows = group.rows(seen_train, seen_validation, unit, sharding)
             results = {name: np.asarray(value) for name, value in run(*rows).items()}
             store[group.name] = results
-        for g, c in enumerate(group.categories):
-            found[c] = {name: value[g] for name, value in results.items()}
+        here = list(group.categories)
+        for name, value in results.items():
+            found[name][here] = value[: len(here)]
+        done += here
         if progress is not None:
-            progress(len(found), len(mine), float(np.nanmean([np.nanmax(f["score"]) for f in found.values()])))
+            progress(len(done), len(mine), float(np.nanmean(np.nanmax(found["score"][done], axis=1))))
 
     if several:
-        found = _of_all_hosts(found)
-    before, after = (np.full(len(kernel), np.nan, np.float32) for _ in range(2))
-    steps, names = np.zeros(len(kernel), np.int32), [""] * len(kernel)
-    for c, i in _picked(found, candidates, seen_validation, config, validation.groups).items():
-        before[c] = after[c] = found[c]["before"]
+        problems.join_hosts(mine, list(found.values()))
+    after, steps, names = found["before"].copy(), np.zeros(len(kernel), np.int32), [""] * len(kernel)
+    for c, i in _picked(found, tuned, candidates, seen_validation, config, validation.groups).items():
         if i is not None:
             pull = candidates[i]
-            step, shift = space.step(found[c]["genes"][i], c)
+            step, shift = space.step(found["genes"][c, i], c)
             kernel[c] = pull.towards * kernel[c] + step
-            bias[c] = pull.towards * bias[c] + shift + found[c]["bias"][i]
-            after[c], steps[c], names[c] = found[c]["score"][i], found[c]["step"][i], pull.name
+            bias[c] = pull.towards * bias[c] + shift + found["bias"][c, i]
+            after[c], steps[c], names[c] = found["score"][c, i], found["step"][c, i], pull.name
     if config.refit_bias:
         bias = problems.refit_bias(Heads(kernel, bias), train, [c for c in tuned if names[c]])
-    scores = np.full((len(candidates), len(kernel)), np.nan, np.float32)
-    for c, result in found.items():
-        scores[:, c] = result["score"]
     every = [pull.name for pull in candidates]
-    return Polished(Heads(kernel, bias), before, after, steps, names, untuned, every, scores)
-
-
-def _of_all_hosts(found: dict[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:
-    """What every host found, by category."""
-    brought = {f"{c} {name}": np.asarray(value) for c, results in found.items() for name, value in results.items()}
-    joined: dict[int, dict[str, Any]] = {}
-    for theirs in devices.exchange(brought):
-        for key, value in theirs.items():
-            category, name = key.split()
-            joined.setdefault(int(category), {})[name] = value
-    return joined
+    return Polished(Heads(kernel, bias), found["before"], after, steps, names, untuned, every, found["score"].T)
 
 
 def _picked(
-    found: dict[int, dict[str, Any]],
+    found: dict[str, np.ndarray],
+    tuned: list[int],
     candidates: list[Pull],
     validation: spaces.Seen,
     config: PolishConfig,
     groups: np.ndarray | None,
 ) -> dict[int, int | None]:
     """Category -> place among the candidates; None where the head stays."""
-    if not found:
+    if not tuned:
         return {}
-    tuned = sorted(found)
-    judged = [_judged(found[c], c, candidates, validation, config, groups) for c in tuned]
+    judged = [
+        _judged({name: value[c] for name, value in found.items()}, c, candidates, validation, config, groups)
+        for c in tuned
+    ]
     picked = picking.pick(config.rule, picking.joined(judged))
     return {c: None if i == 0 else int(i) - 1 for c, i in zip(tuned, picked, strict=True)}
 

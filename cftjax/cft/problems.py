@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -21,8 +21,9 @@ from cftjax.cft.spaces import ROWS_AT_ONCE, Seen
 from cftjax.config import Metric
 from cftjax.types import Array, Embeddings, Heads
 
-# With more positives than this, or than one row in sixteen, sorting is faster than counting (benchmarks/ranking.py).
-COUNTED_POSITIVES = 128
+# With more positives than this, or than one row in sixteen, sorting is faster than counting: on a CPU as measured by
+# benchmarks/ranking.py, on a TPU by counted instructions (docs/scaling.md).
+COUNTED_POSITIVES, COUNTED_POSITIVES_ON_TPU = 128, 512
 
 
 @functools.partial(
@@ -60,7 +61,7 @@ def ranking_scores(
 ) -> Float[jax.Array, "g p"]:
     """AP or AUROC of p rankings of the rows of each category; `slots` as in `Rows`."""
     way = functools.partial(ranking.by_counting, slots=slots) if slots else ranking.by_sorting
-    of_one = functools.partial(way, metric, on_cpu=True)
+    of_one = functools.partial(way, metric, platform="cpu")
 
     def one_by_one(*each: jax.Array) -> jax.Array:
         """So that each category's loops end with its own rows."""
@@ -68,9 +69,11 @@ def ranking_scores(
             return of_one(*(x[0] for x in each))[None]
         return jax.lax.map(lambda one: of_one(*one), each)
 
-    together = jax.vmap(functools.partial(way, metric, on_cpu=False))
+    def together(platform: str) -> Callable[..., jax.Array]:
+        return jax.vmap(functools.partial(way, metric, platform=platform))
+
     arguments = scores, jnp.asarray(labels), jnp.asarray(where)
-    return jax.lax.platform_dependent(*arguments, cpu=one_by_one, default=together)
+    return jax.lax.platform_dependent(*arguments, cpu=one_by_one, tpu=together("tpu"), default=together("gpu"))
 
 
 def untunable(train: Embeddings, validation: Embeddings) -> dict[int, str]:
@@ -105,14 +108,17 @@ def padded_length(count: int, per_octave: int = 4, smallest: int = 512) -> int:
 def positive_slots(count: int, length: int, platform: str | None = None) -> int:
     """Enough for so many positives, or 0 where they are too many to count by.
 
-    A CPU counts as far as the positives go, so that one program serves all; elsewhere the next power of two. The
-    platform is the default backend's, unless one is named.
+    A CPU counts as far as the positives go, so that one program serves all; elsewhere the next power of two, or
+    multiple of 128, a TPU's lanes. The platform is the default backend's, unless one is named.
     """
     platform = platform or jax.default_backend()
-    most = min(max(COUNTED_POSITIVES, length // 16), 2**29 // length, length)
+    counted = COUNTED_POSITIVES_ON_TPU if platform == "tpu" else COUNTED_POSITIVES
+    most = min(max(counted, length // 16), 2**29 // length, length)
     if count > most:
         return 0
-    return most if platform == "cpu" else min(most, max(16, 1 << max(0, count - 1).bit_length()))
+    if platform == "cpu":
+        return most
+    return min(most, -(-count // 128) * 128 if count > 128 else max(16, 1 << max(0, count - 1).bit_length()))
 
 
 def rows_of(

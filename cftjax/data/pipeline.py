@@ -73,10 +73,11 @@ def eval_batches(
     input_config: config.InputConfig,
     *,
     batch_size: int,
+    first: int = 0,
     shard: Shard = (0, 1),
     bad_images: set[str] | None = None,
 ) -> grain.DatasetIterator[types.Batch]:
-    """All images once, in file order, as they are; zeros with rows -1 fill the last batch.
+    """All images from a row on once, in file order, as they are; zeros with rows -1 fill the last batch.
 
     Every host gets the same number of batches, its consecutive part of each. Labels are those known; uncertain ones
     are not.
@@ -86,6 +87,7 @@ def eval_batches(
         preprocessing: resizing and normalisation.
         input_config: threads, cache and the treatment of images that cannot be opened.
         batch_size: images per step over all hosts.
+        first: the row that comes first.
         shard: (index of this host, number of hosts).
         bad_images: names of images that could not be opened are added to it, where `on_bad_image` is `skip`.
 
@@ -94,7 +96,7 @@ def eval_batches(
     """
     local = local_rows(batch_size, shard)
     opener = Opener(cache.cached(records, preprocessing, input_config), preprocessing, input_config, bad_images)
-    starts = grain.MapDataset.range(0, len(records), batch_size)
+    starts = grain.MapDataset.range(first, len(records), batch_size)
     return iter(in_threads(starts.map(EvalBatch(opener, local)), input_config))
 
 
