@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import importlib.util
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -16,7 +17,7 @@ from typing import Annotated, Any, Generic, Literal, TextIO, TypeVar
 import jax
 import tyro
 
-from cftjax import hosts
+from cftjax import hosts, interruption
 from cftjax.config import RECIPES, Config, HostsConfig, with_recipe
 
 D = TypeVar("D")
@@ -124,16 +125,16 @@ def run(main: Callable[[], None], stopped: str = "Stopped. The same command goes
 
     Args:
         main: the command.
-        stopped: what is said after Ctrl-C.
+        stopped: what is said after SIGTERM or Ctrl-C, where the work itself says nothing.
     """
     use_compilation_cache()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), interruption.handled(interruption.terminate, [signal.SIGTERM]):
             warnings.showwarning = show_warning
             main()
-    except KeyboardInterrupt:
-        print(f"\n{stopped}", file=sys.stderr)
-        hosts.leave(130)
+    except KeyboardInterrupt as error:
+        print(f"\nStopped: {error}" if str(error) else f"\n{stopped}", file=sys.stderr)
+        hosts.leave(interruption.exit_code(error))
     except Exception as error:
         several = jax.distributed.is_initialized()
         lost = several and hosts.says_lost(error)

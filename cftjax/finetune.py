@@ -25,6 +25,7 @@ from cftjax import (
     devices,
     embedding,
     hosts,
+    interruption,
     metrics,
     page,
     report,
@@ -233,11 +234,14 @@ def _tune_stage(
         else ("Search", "generations", config.ga.metric)
     )
     found = []
-    with Progress(title, unit=unit) as progress:
+    # A signal waits for the next report: categories that are done are stored by then, and a search that is not, also.
+    with interruption.deferred() as asked, Progress(title, unit=unit) as progress:
         for i, (part, heads) in enumerate(zip(parts, start, strict=True)):
 
             def report(done: int, total: int, score: float, i: int = i) -> None:
                 progress.update(done + i * total, total * len(parts), f"validation m{metric} {score:.4f}")
+                if asked.requested:
+                    asked.stop(f"{title.lower()} is saved")
 
             store = storage.FolderStore(folder / ("categories" if len(parts) == 1 else f"categories_{i}"))
             found.append(

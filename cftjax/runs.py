@@ -192,6 +192,7 @@ class Run:
                 raise ValueError(
                     f"another process is writing into {self.folder}; wait for it, or use another --workdir"
                 ) from error
+            storage.remove_leftovers(self.folder)
             yield
 
 

@@ -15,6 +15,9 @@ import safetensors.numpy
 
 from cftjax.types import Heads
 
+# Ends the names of files that are being written; those of `replacing` begin with a dot as well.
+PART = ".part"
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -23,7 +26,7 @@ def replacing(path: Path) -> Iterator[Path]:
     For what is too large to be held whole; `write_bytes` serves the rest.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{PART}")
     try:
         yield part
         with part.open("rb+") as file:
@@ -32,6 +35,12 @@ def replacing(path: Path) -> Iterator[Path]:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what a killed `replacing` has left anywhere under a folder; nobody may be writing there."""
+    for path in folder.rglob(f".*{PART}"):
+        path.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
