@@ -29,7 +29,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from cftjax import checkpoints, interruption, storage
+from cftjax import checkpoints, storage
 from cftjax.runs import Run
 
 # A signal -> how often it is drawn.
@@ -100,7 +100,7 @@ def kill_once(
     remaining = [stage for stage in seconds if not complete(workdir / stage / "stage.json")]
     target = STARTING
     if remaining and rng.random() > STARTING_SHARE:
-        # Long stages and near ones more often, so that a run meets several kills and none of them always the same stage.
+        # Long stages and near ones more often, so that a run meets several kills, not all in the same stage.
         weights = [max(seconds[stage], 0.1) ** 0.5 * 0.6**i for i, stage in enumerate(remaining)]
         target = str(rng.choice(remaining, p=np.divide(weights, sum(weights))))
     began = time.time()

@@ -34,9 +34,7 @@ class Interruption:
         """Note the first signal; the second ends the work at once."""
         self.kind = Terminated if number == signal.SIGTERM else KeyboardInterrupt
         if self.requested:
-            raise self.kind(
-                "at the second signal, without saving; the same command goes on from what was saved before."
-            )
+            raise self.kind("at the second signal, without saving; the same command goes on from the last save.")
         self.requested = True
         # Past Python's buffers, which the signal may have interrupted.
         with contextlib.suppress(OSError):

@@ -6,7 +6,8 @@ import contextlib
 import json
 import os
 import uuid
-from collections.abc import Iterator, Mapping, MutableMapping
+import zipfile
+from collections.abc import Collection, Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,17 @@ PART = ".part"
 
 
 @contextlib.contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Whatever the system refuses within, a write to a full disk above all, names this file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+@contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A file to write, which takes the place of `path` when the block ends; after an error it is gone.
 
@@ -28,10 +40,11 @@ def replacing(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{PART}")
     try:
-        yield part
-        with part.open("rb+") as file:
-            os.fsync(file.fileno())
-        part.replace(path)
+        with named(path):
+            yield part
+            with part.open("rb+") as file:
+                os.fsync(file.fileno())
+            part.replace(path)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
@@ -57,8 +70,9 @@ def write_json(path: Path, content: Any) -> None:
 def read_json(path: Path) -> Any:
     """The content, or ValueError naming the file."""
     try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        return json.loads(path.read_bytes())
+    # No text, no JSON, or nested deeper than Python goes.
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error}); delete it, or restore it from a copy") from error
 
 
@@ -69,15 +83,31 @@ def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
         np.savez(file, allow_pickle=False, **{key: np.asarray(value) for key, value in arrays.items()})
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of an .npz, or ValueError naming the file."""
+def refuse_bomb(archive: zipfile.ZipFile) -> None:
+    """Raise ValueError where a small archive would unpack to more than this machine's memory."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    # As the archive states it; zipfile never unpacks more of a member than is stated.
+    size = sum(member.file_size for member in archive.infolist())
+    if size > memory:
+        raise ValueError(f"unpacks to {size / 1e9:,.1f} GB, more than this machine's memory of {memory / 1e9:,.1f} GB")
+
+
+def read_arrays(path: Path, needed: Collection[str] = ()) -> dict[str, np.ndarray]:
+    """All arrays of an .npz, those needed among them, or ValueError naming the file."""
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
     try:
+        with zipfile.ZipFile(path) as archive:
+            refuse_bomb(archive)
         with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+            arrays = {name: file[name] for name in file.files}
+    # Damaged archives make the readers raise nearly anything.
     except Exception as error:
-        raise ValueError(f"{path} is not a readable .npz of plain arrays ({error})") from error
+        raise ValueError(f"{path} is not a readable .npz of plain arrays ({error or type(error).__name__})") from error
+    # A member that is no array comes as its bytes.
+    if lacking := [name for name in needed if not isinstance(arrays.get(name), np.ndarray)]:
+        raise ValueError(f"{path} lacks {', '.join(lacking)}; it holds {', '.join(arrays) or 'nothing'}")
+    return {name: array for name, array in arrays.items() if isinstance(array, np.ndarray)}
 
 
 def write_tensors(path: Path, arrays: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
@@ -105,8 +135,11 @@ def write_heads(path: Path, heads: Heads) -> None:
 
 def read_heads(path: Path) -> Heads:
     """What `write_heads` wrote."""
-    arrays = read_arrays(path)
-    return Heads(arrays["kernel"], arrays["bias"])
+    arrays = read_arrays(path, ("kernel", "bias"))
+    kernel, bias = arrays["kernel"], arrays["bias"]
+    if kernel.dtype != np.float32 or bias.dtype != np.float32 or kernel.ndim != 2 or bias.shape != kernel.shape[:1]:
+        raise ValueError(f"{path}: kernel {kernel.shape} and bias {bias.shape} are no last layer [c d], [c] of float32")
+    return Heads(kernel, bias)
 
 
 class FolderStore(MutableMapping[str, dict[str, np.ndarray]]):
