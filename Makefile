@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 WORKDIR ?= runs/digits
 
-.PHONY: run test lint types notebooks lock clean
+.PHONY: run test lint types notebooks audit lock clean
 
 run: $(VENV)/run.stamp
 	$(BIN)/python -m cftjax.train --workdir $(WORKDIR)
@@ -38,6 +38,10 @@ $(VENV)/test.stamp: pyproject.toml requirements/test.txt | $(BIN)/python
 	$(INSTALL) --require-hashes -r requirements/test.txt
 	$(INSTALL) --no-deps --no-build-isolation -e .
 	touch $@ $(VENV)/run.stamp
+
+# Known vulnerabilities of the pinned versions.
+audit: $(BIN)/python
+	$(BIN)/python .ci/audit.py
 
 # The newest versions that work together, for every supported Python; needs uv. constraints.txt has those of all extras
 # but accelerators', DICOM, the hub, ONNX and the preparing of TFDS, for `pip install -c`; requirements/ the same ones with

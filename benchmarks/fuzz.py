@@ -2,11 +2,11 @@
 
     python benchmarks/fuzz.py [--inputs 1000] [--seed 0]
 
-Each kind is read in a process of its own: bytes of a sound file are overwritten, taken out, doubled or cut off, and the
-file is given to what the commands call. Allowed is success, or one error that the user can mend (ValueError, OSError)
-and that names the file. Everything else is counted as wrong: other errors, the end of the process, more than 20 seconds,
-and whatever Python's audit hooks see of a pickle's functions, of other programs and of connections. Prints the counts and
-the memory that each process held at most; exits with 1 where anything was wrong.
+Each kind is read in a process of its own: bytes of a sound file are overwritten, taken out, doubled or cut off, and
+the file is given to what the commands call. Allowed is success, or one error that the user can mend (ValueError,
+OSError) and that names the file. Everything else is counted as wrong: other errors, the end of the process, more than
+20 seconds, and whatever Python's audit hooks see of a pickle's functions, of other programs and of connections. Prints
+the counts and the memory that each process held at most; exits with 1 where anything was wrong.
 """
 
 from __future__ import annotations

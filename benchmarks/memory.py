@@ -2,8 +2,8 @@
 
     python benchmarks/memory.py --folder FOLDER [options of cftjax.train]
 
-Writes `memory.csv` (seconds, stage, epoch or generation where the folder tells it, MB) and `memory.png` into the folder,
-the run beside them, and prints for every stage the median of each quarter of its time. Linux only.
+Writes `memory.csv` (seconds, stage, epochs done, MB) and `memory.png` into the folder, the run beside them, and prints
+for every stage the median of each quarter of its time. Linux only.
 """
 
 from __future__ import annotations

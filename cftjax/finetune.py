@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -209,7 +210,15 @@ def _log(name: str, folder: Path, categories: Sequence[str], config: TuningConfi
     if name == "ga":
         curve, scores = f"search/m{config.ga.metric}", storage.read_arrays(folder / "history.npz")["score"]
     else:
-        curve, scores = f"polish/m{config.polish.metric}", storage.read_arrays(folder / "kept.npz")["score"]
+        kept = storage.read_arrays(folder / "kept.npz")
+        if "score" not in kept:
+            warnings.warn(
+                f"{folder} was made by an older version, which kept no scores for TensorBoard: delete the folder to "
+                "have it made anew, with its curve.",
+                stacklevel=2,
+            )
+            return
+        curve, scores = f"polish/m{config.polish.metric}", kept["score"]
     tensorboard.write_curves(folder / tensorboard.FOLDER, curve, categories, scores)
 
 

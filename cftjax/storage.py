@@ -85,9 +85,13 @@ def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
 
 def refuse_bomb(archive: zipfile.ZipFile) -> None:
     """Raise ValueError where a small archive would unpack to more than this machine's memory."""
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     # As the archive states it; zipfile never unpacks more of a member than is stated.
-    size = sum(member.file_size for member in archive.infolist())
+    refuse_larger_than_memory(sum(member.file_size for member in archive.infolist()))
+
+
+def refuse_larger_than_memory(size: int) -> None:
+    """Raise ValueError where so many bytes do not fit into this machine's memory."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if size > memory:
         raise ValueError(f"unpacks to {size / 1e9:,.1f} GB, more than this machine's memory of {memory / 1e9:,.1f} GB")
 

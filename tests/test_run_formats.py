@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import cftjax
 from cftjax import backbones, cli, evaluate, predict, runs, storage
@@ -66,19 +67,9 @@ def test_the_commands_take_an_old_run(folder, tmp_path, monkeypatch, capsys):
     assert "mAP" in capsys.readouterr().out
     image = DATA.load().splits["test"].image(0)
     (tmp_path / "images").mkdir()
-    storage.write_bytes(tmp_path / "images" / "a.png", _png(image))
+    Image.fromarray(image).save(tmp_path / "images" / "a.png")
     call(monkeypatch, predict.main, folder, tmp_path / "images", "-o", tmp_path / "out.csv", "--workers", 0)
     assert len((tmp_path / "out.csv").read_text().splitlines()) == 2
-
-
-def _png(pixels):
-    import io
-
-    from PIL import Image
-
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "png")
-    return file.getvalue()
 
 
 def test_a_newer_format_is_refused_with_what_to_do(folder):
@@ -103,11 +94,15 @@ def test_a_newer_format_is_refused_with_what_to_do(folder):
 )
 def test_a_damaged_file_is_named_with_the_mend(folder, file, content, message):
     (folder / file).write_text(content)
-    with pytest.raises(ValueError, match=message):
+
+    def read():
         run = cftjax.open_run(folder)
         run.seconds()
         run.heads("ga")
         run.embeddings("test")
+
+    with pytest.raises(ValueError, match=message):
+        read()
 
 
 def test_other_categories_and_other_data_are_refused_with_what_differs(folder):
