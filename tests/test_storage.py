@@ -71,9 +71,8 @@ def npz(path, **members):
 
 
 def header(shape):
-    return (
-        b"\x93NUMPY\x01\x00v\x00" + f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}}}".ljust(117).encode()
-    )
+    described = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}}}"
+    return b"\x93NUMPY\x01\x00v\x00" + described.ljust(117).encode()
 
 
 def test_an_archive_that_would_fill_the_memory_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):

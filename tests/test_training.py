@@ -156,7 +156,7 @@ def test_a_step_and_embeddings_in_bfloat16_stay_near_those_in_float32():
     found = {}
     for dtype in (jnp.float32, jnp.bfloat16):
         # SGD moves by the gradient, which is what is compared.
-        spec, state = spec_and_state(dtype=dtype, optimizer="sgd", weight_decay=0.0, clip_norm=None)
+        spec, state = spec_and_state(dtype=dtype, optimizer="sgd", weight_decay=0.0)
         before = arrays(state.params)
         state, loss = step(spec, state, batch())
         after = arrays(state.params)
