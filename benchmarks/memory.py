@@ -9,11 +9,11 @@ for every stage the median of each quarter of its time. Linux only.
 from __future__ import annotations
 
 import argparse
-import csv
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TextIO
 
 import matplotlib.figure
 import numpy as np
@@ -37,8 +37,8 @@ def under_way(workdir: Path) -> str:
     return records[-1].parent.relative_to(workdir).as_posix() if records else "starting"
 
 
-def watch(workdir: Path, options: list[str]) -> list[tuple[float, str, int, float]]:
-    """Run the training command; (seconds, stage, epochs done, MB) every second."""
+def watch(workdir: Path, options: list[str], table: TextIO) -> list[tuple[float, str, int, float]]:
+    """Run the training command; (seconds, stage, epochs done, MB) every second, also as lines of a table."""
     command = [sys.executable, "-m", "cftjax.train", "--workdir", str(workdir), *options]
     process, began, samples = subprocess.Popen(command), time.monotonic(), []
     while process.poll() is None:
@@ -50,6 +50,7 @@ def watch(workdir: Path, options: list[str]) -> list[tuple[float, str, int, floa
         epochs = len(storage.read_json(history)["loss"]) if history.is_file() else 0
         if held:
             samples.append((time.monotonic() - began, under_way(workdir), epochs, held))
+            print(*samples[-1], sep=",", file=table, flush=True)
         time.sleep(1.0)
     if process.wait():
         sys.exit("the run failed")
@@ -62,11 +63,9 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     given, options = parser.parse_known_args()
     given.folder.mkdir(parents=True, exist_ok=True)
-    samples = watch(given.folder / "run", options)
-    with (given.folder / "memory.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["seconds", "stage", "epochs", "MB"])
-        writer.writerows((f"{s:.1f}", stage, epochs, f"{held:.1f}") for s, stage, epochs, held in samples)
+    with (given.folder / "memory.csv").open("w") as file:
+        print("seconds,stage,epochs,MB", file=file)
+        samples = watch(given.folder / "run", options, file)
     print(
         f"{'stage':<24}{'seconds':>8}" + "".join(f"{f'quarter {i + 1}':>12}" for i in range(QUARTERS)) + f"{'most':>8}"
     )
