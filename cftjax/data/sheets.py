@@ -198,6 +198,8 @@ def readable(file: Path, problems: Problems | None = None) -> Iterator[None]:
     """Turn what a parser raises over a file into one clean DataError; problems noted before explain it better."""
     try:
         yield
+    except DataError:
+        raise
     except (pa.ArrowException, csv.Error, OSError, ValueError) as error:
         if problems:
             problems.raise_if_any()
