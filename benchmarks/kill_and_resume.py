@@ -152,12 +152,13 @@ def soak(folder: Path, kills: int, seed: int, options: list[str]) -> bool:
     expected, seconds = outcome(whole), Run(whole).seconds()
     events = [json.loads(line) for line in ledger.read_text().splitlines()] if ledger.is_file() else []
     while sum("signal" in event for event in events) < kills or workdir.exists():
+        event: dict[str, Any]
         rng = np.random.default_rng([seed, len(events)])
         if sum("signal" in event for event in events) < kills:
             event = kill_once(workdir, options, seconds, rng, log)
         else:
             code = start(workdir, options, log).wait()
-            event = {"ended": True} | ({"wrong": log.read_text()[-1500:]} if code else {})
+            event = {"ended": True, **({"wrong": log.read_text()[-1500:]} if code else {})}
         if "ended" in event and "wrong" not in event:
             found = outcome(workdir)
             names = sorted(expected.keys() | found.keys())
