@@ -99,7 +99,9 @@ def kill_once(
     number = rng.choice([int(s) for s in SIGNALS], p=list(SIGNALS.values()))
     remaining = [stage for stage in seconds if not complete(workdir / stage / "stage.json")]
     target = STARTING
-    if remaining and rng.random() > STARTING_SHARE:
+    if not remaining:
+        return let_end(workdir, options, log)
+    if rng.random() > STARTING_SHARE:
         # Long stages and near ones more often, so that a run meets several kills, not all in the same stage.
         weights = [max(seconds[stage], 0.1) ** 0.5 * 0.6**i for i, stage in enumerate(remaining)]
         target = str(rng.choice(remaining, p=np.divide(weights, sum(weights))))
@@ -121,12 +123,19 @@ def kill_once(
     said = log.read_text(errors="replace")
     if code == 0:
         return {"ended": True}
-    obeyed = {-number} if number == signal.SIGKILL or not opened else {128 + number}
-    # A handler is there from the first line of the command on, the run a little later.
-    obeyed |= {128 + number} if not opened else set()
+    obeyed = {-number} if number == signal.SIGKILL else {128 + number}
+    # The command handles signals once its libraries are imported, until it has done everything.
+    if not opened or not remaining:
+        obeyed |= {-number}
     if code not in obeyed or (code > 0 and "Stopped" not in said):
         event["wrong"] = f"exit code {code}: {said[-1500:]}"
     return event
+
+
+def let_end(workdir: Path, options: list[str], log: Path) -> dict[str, Any]:
+    """One process that nobody disturbs."""
+    code = start(workdir, options, log).wait()
+    return {"ended": True, **({"wrong": log.read_text()[-1500:]} if code else {})}
 
 
 def main() -> None:
@@ -152,13 +161,9 @@ def soak(folder: Path, kills: int, seed: int, options: list[str]) -> bool:
     expected, seconds = outcome(whole), Run(whole).seconds()
     events = [json.loads(line) for line in ledger.read_text().splitlines()] if ledger.is_file() else []
     while sum("signal" in event for event in events) < kills or workdir.exists():
-        event: dict[str, Any]
         rng = np.random.default_rng([seed, len(events)])
-        if sum("signal" in event for event in events) < kills:
-            event = kill_once(workdir, options, seconds, rng, log)
-        else:
-            code = start(workdir, options, log).wait()
-            event = {"ended": True, **({"wrong": log.read_text()[-1500:]} if code else {})}
+        going_on = sum("signal" in event for event in events) < kills
+        event = kill_once(workdir, options, seconds, rng, log) if going_on else let_end(workdir, options, log)
         if "ended" in event and "wrong" not in event:
             found = outcome(workdir)
             names = sorted(expected.keys() | found.keys())
