@@ -1,10 +1,11 @@
-# Two commands a newcomer needs: `make run` and `make test`. Both set up .venv from constraints.txt first.
+# Two commands a newcomer needs: `make run` and `make test`. Both set up .venv from requirements/ first, every download
+# checked against the hash there.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 WORKDIR ?= runs/digits
 
-.PHONY: run test lint types notebooks lock clean
+.PHONY: run test lint types notebooks audit lock clean
 
 run: $(VENV)/run.stamp
 	$(BIN)/python -m cftjax.train --workdir $(WORKDIR)
@@ -26,18 +27,31 @@ $(BIN)/python:
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'cftjax needs Python 3.11 or newer; name one with: make run PYTHON=python3.11')"
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/run.stamp: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
+# pip has no hash for a folder, so that this one comes second, built by the setuptools of the first.
+INSTALL = $(BIN)/python -m pip install --quiet
+$(VENV)/run.stamp: pyproject.toml requirements/run.txt | $(BIN)/python
+	$(INSTALL) --require-hashes -r requirements/run.txt
+	$(INSTALL) --no-deps --no-build-isolation -e .
 	touch $@
 
-$(VENV)/test.stamp: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e .[test]
+$(VENV)/test.stamp: pyproject.toml requirements/test.txt | $(BIN)/python
+	$(INSTALL) --require-hashes -r requirements/test.txt
+	$(INSTALL) --no-deps --no-build-isolation -e .
 	touch $@ $(VENV)/run.stamp
 
-# The newest versions that work together, for every supported Python; needs uv.
+# Known vulnerabilities of the pinned versions.
+audit: $(BIN)/python
+	$(BIN)/python .ci/audit.py
+
+# The newest versions that work together, for every supported Python; needs uv. constraints.txt has those of all extras
+# but accelerators', DICOM, the hub, ONNX and the preparing of TFDS, for `pip install -c`; requirements/ the same ones with
+# the hashes of PyPI's files.
+COMPILE = uv pip compile pyproject.toml --group build --universal --python-version 3.11 --fork-strategy fewest \
+  --no-header --no-annotate --no-emit-index-url --quiet
 lock:
-	uv pip compile pyproject.toml --extra test --extra notebooks --universal --python-version 3.11 --fork-strategy fewest \
-	  --no-header --no-annotate --no-emit-index-url --upgrade --quiet --output-file constraints.txt
+	$(COMPILE) --extra test --extra notebooks --upgrade --output-file constraints.txt
+	$(COMPILE) -c constraints.txt --generate-hashes --upgrade --output-file requirements/run.txt
+	$(COMPILE) -c constraints.txt --generate-hashes --upgrade --extra test --output-file requirements/test.txt
 
 clean:
 	rm -rf $(VENV) runs

@@ -1,70 +1,200 @@
-"""SIGKILL a run in each stage, start it again, and compare with a run that nobody touched.
+"""Kill a run at random moments of every stage, go on with it, and compare with a run that nobody touched.
 
-    python benchmarks/kill_and_resume.py [options of cftjax.train]
+    python benchmarks/kill_and_resume.py --kills 200 --folder FOLDER [options of cftjax.train]
 
-Every run is a process of its own, killed as soon as the folder shows that the stage is under way. Prints a line per
-stage; exits with 1 where a score differs in a single bit.
+Every process gets SIGKILL, SIGTERM or Ctrl-C at a moment drawn from the time that a stage takes (or that it takes to
+start); long and near stages are drawn more often. A run that ends is compared with the
+whole one file by file: heads, embeddings, weights, scores, tables, figures; only the seconds spent may differ. Then the
+next one is begun, until there were as many kills as asked for. The folder keeps the whole run and the ledger, so that
+the same command goes on. Exits with 1 where anything differed, a temporary file was left, or a signal was not obeyed.
 """
 
 from __future__ import annotations
 
+import argparse
+import collections
+import contextlib
 import json
-import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from pathlib import Path
+from typing import Any
 
-# Stage -> the file whose appearance says that it is under way.
-UNDER_WAY = {
-    "backbone": "backbone/state/*",
-    "embeddings": "embeddings/train/stage.json",
-    "search": "heads/ga/categories/*-done.npz",
-    "polish": "heads/polish/categories/*.npz",
-    "report": "report/stage.json",
-}
+import jax
+import numpy as np
+
+from cftjax import checkpoints, storage
+from cftjax.runs import Run
+
+# A signal -> how often it is drawn.
+SIGNALS = {signal.SIGKILL: 0.5, signal.SIGTERM: 0.35, signal.SIGINT: 0.15}
+STARTING = "starting"
+# Of all kills, those that meet a process that starts; it takes about so many seconds.
+STARTING_SHARE, STARTING_SECONDS = 0.04, 5.0
+# Longer than any stage of a run that this is used for.
+PATIENCE = 3600.0
+CHECKPOINTS = ("backbone/best", "backbone/state")
+# What only says how long it took.
+SECONDS = {"table.txt": re.compile(rb"Seconds: .*", re.S), "index.html": re.compile(rb"<h3>Time</h3>.*?</table>", re.S)}
 
 
-def start(workdir: Path, options: list[str]) -> subprocess.Popen[bytes]:
+def start(workdir: Path, options: list[str], log: Path) -> subprocess.Popen[bytes]:
     """The training command as a process of its own."""
     command = [sys.executable, "-m", "cftjax.train", "--workdir", str(workdir), *options]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    with log.open("wb") as said:
+        return subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT)
 
 
-def finish(process: subprocess.Popen[bytes]) -> None:
-    """Wait, and stop with what it said if it failed."""
-    _, said = process.communicate()
-    if process.returncode:
-        sys.exit(f"a run failed: {said.decode()[-2000:]}")
+def outcome(folder: Path) -> dict[str, bytes]:
+    """Everything that a finished run holds but for seconds, and what it only needs to go on: name -> bytes."""
+    found = {}
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        if not path.is_file() or name == ".lock" or "/categories" in name or name.startswith(CHECKPOINTS):
+            continue
+        content = path.read_bytes()
+        if path.suffix == ".json":
+            stored = storage.read_json(path)
+            content = json.dumps({k: v for k, v in stored.items() if k != "seconds"} if "seconds" in stored else stored)
+            content = content.encode()
+        found[name] = SECONDS[path.name].sub(b"", content) if path.name in SECONDS else content
+    for kind in CHECKPOINTS:
+        last = checkpoints.steps(folder / kind)[-1]
+        leaves, _ = jax.tree.flatten_with_path(checkpoints.restore(folder / kind, last, None))
+        for place, leaf in leaves:
+            found[f"{kind}/{last}{jax.tree_util.keystr(place)}"] = np.asarray(leaf).tobytes()
+    return found
 
 
-def scores(workdir: Path) -> str:
-    """All scores of a run, as text."""
-    metrics = json.loads((workdir / "report" / "metrics.json").read_text())
-    return json.dumps({key: value for key, value in metrics.items() if key != "seconds"}, sort_keys=True)
+def leftovers(folder: Path) -> list[str]:
+    """Temporary files and folders in a run."""
+    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+    return [n for n in names if n.endswith((storage.PART, checkpoints.REPLACED)) or "orbax-checkpoint-tmp" in n]
+
+
+def complete(record: Path) -> bool:
+    """Whether a stage is done."""
+    return record.is_file() and storage.read_json(record)["complete"]
+
+
+def wait_for(process: subprocess.Popen[bytes], record: Path, began: float) -> None:
+    """Wait until the process, started at that time, has begun a stage or has ended."""
+    wrote = 0.0
+    while process.poll() is None and wrote < began and time.time() - began < PATIENCE:
+        time.sleep(0.005)
+        with contextlib.suppress(FileNotFoundError):
+            wrote = record.stat().st_mtime
+
+
+def kill_once(
+    workdir: Path, options: list[str], seconds: dict[str, float], rng: np.random.Generator, log: Path
+) -> dict[str, Any]:
+    """One process: killed somewhere, or ended before; what happened."""
+    number = rng.choice([int(s) for s in SIGNALS], p=list(SIGNALS.values()))
+    remaining = [stage for stage in seconds if not complete(workdir / stage / "stage.json")]
+    target = STARTING
+    if not remaining:
+        return let_end(workdir, options, log)
+    if rng.random() > STARTING_SHARE:
+        # Long stages and near ones more often, so that a run meets several kills, not all in the same stage.
+        weights = [max(seconds[stage], 0.1) ** 0.5 * 0.6**i for i, stage in enumerate(remaining)]
+        target = str(rng.choice(remaining, p=np.divide(weights, sum(weights))))
+    began = time.time()
+    process = start(workdir, options, log)
+    if target != STARTING:
+        wait_for(process, workdir / target / "stage.json", began)
+    delay = rng.uniform(0, STARTING_SECONDS if target == STARTING else seconds[target])
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(delay)
+    config = workdir / "config.json"
+    opened = config.is_file() and config.stat().st_mtime >= began
+    remaining = [stage for stage in seconds if not complete(workdir / stage / "stage.json")]
+    met = (remaining[0] if remaining else "ending") if opened else STARTING
+    asked = time.monotonic()
+    process.send_signal(int(number))
+    code = process.wait(PATIENCE)
+    event = {"stage": met, "signal": signal.Signals(number).name, "exit": code, "until_exit": time.monotonic() - asked}
+    said = log.read_text(errors="replace")
+    if code == 0:
+        return {"ended": True}
+    obeyed = {-number} if number == signal.SIGKILL else {128 + number}
+    # The command handles signals once its libraries are imported, until it has done everything.
+    if not opened or not remaining:
+        obeyed |= {-number}
+    if code not in obeyed or (code > 0 and "Stopped" not in said):
+        event["wrong"] = f"exit code {code}: {said[-1500:]}"
+    return event
+
+
+def let_end(workdir: Path, options: list[str], log: Path) -> dict[str, Any]:
+    """One process that nobody disturbs."""
+    code = start(workdir, options, log).wait()
+    return {"ended": True, **({"wrong": log.read_text()[-1500:]} if code else {})}
 
 
 def main() -> None:
-    """Compare."""
-    options = sys.argv[1:]
-    with tempfile.TemporaryDirectory() as folder:
-        whole, killed = Path(folder) / "whole", Path(folder) / "killed"
-        finish(start(whole, options))
-        for stage, pattern in UNDER_WAY.items():
-            process = start(killed, options)
-            while process.poll() is None and not any(killed.glob(pattern)):
-                time.sleep(0.02)
-            if process.poll() is not None:
-                sys.exit(f"the run ended before {stage} could be killed: {(process.stderr or sys.stdin).read()!r}")
-            os.kill(process.pid, signal.SIGKILL)
-            process.wait()
-            print(f"killed in {stage}", flush=True)
-        finish(start(killed, options))
-        same = scores(killed) == scores(whole)
-        print("scores after five kills:", "equal to the bit" if same else "DIFFERENT")
-        sys.exit(not same)
+    """Kill and compare."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path, help="kept; a temporary one by default")
+    given, options = parser.parse_known_args()
+    # A background job ignores Ctrl-C, and so would its children.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    warnings.filterwarnings("ignore", message="Sharding info not provided")
+    with tempfile.TemporaryDirectory() as temporary:
+        sys.exit(soak(given.folder or Path(temporary), given.kills, given.seed, options))
+
+
+def soak(folder: Path, kills: int, seed: int, options: list[str]) -> bool:
+    """Kill so many times; whether anything was wrong."""
+    whole, workdir, ledger, log = (folder / name for name in ("whole/run", "killed/run", "ledger.jsonl", "said.log"))
+    folder.mkdir(parents=True, exist_ok=True)
+    if not complete(whole / "report" / "stage.json") and start(whole, options, log).wait():
+        sys.exit(f"a run failed: {log.read_text()[-2000:]}")
+    expected, seconds = outcome(whole), Run(whole).seconds()
+    events = [json.loads(line) for line in ledger.read_text().splitlines()] if ledger.is_file() else []
+    while sum("signal" in event for event in events) < kills or workdir.exists():
+        rng = np.random.default_rng([seed, len(events)])
+        going_on = sum("signal" in event for event in events) < kills
+        event = kill_once(workdir, options, seconds, rng, log) if going_on else let_end(workdir, options, log)
+        if "ended" in event and "wrong" not in event:
+            found = outcome(workdir)
+            names = sorted(expected.keys() | found.keys())
+            event["different"] = [name for name in names if expected.get(name) != found.get(name)]
+            event["left"] = leftovers(workdir)
+        if "wrong" in event or event.get("different") or event.get("left"):
+            shutil.copytree(workdir, folder / f"wrong_{len(events)}")
+        if "ended" in event:
+            shutil.rmtree(workdir)
+        events.append(event)
+        with ledger.open("a") as file:
+            file.write(json.dumps(event) + "\n")
+        print(len(events), json.dumps(event), flush=True)
+    return summary(events, len(expected))
+
+
+def summary(events: list[dict[str, Any]], files: int) -> bool:
+    """Print kills by stage and signal, and what was wrong; whether anything was."""
+    counts = collections.Counter((event["stage"], event["signal"]) for event in events if "signal" in event)
+    names = [number.name for number in SIGNALS]
+    print(f"\n{'stage':<24}" + "".join(f"{name:>9}" for name in names))
+    for stage in dict.fromkeys(stage for stage, _ in counts):
+        print(f"{stage:<24}" + "".join(f"{counts[stage, name]:>9}" for name in names))
+    print(f"{'all':<24}" + "".join(f"{sum(n for (_, s), n in counts.items() if s == name):>9}" for name in names))
+    ended = [event for event in events if "ended" in event]
+    print(f"\nruns ended: {len(ended)}, each compared in {files} files and arrays")
+    for title, key in (("runs that differ", "different"), ("runs with leftovers", "left"), ("wrong endings", "wrong")):
+        print(f"{title}: {sum(bool(event.get(key)) for event in events)}")
+    slow = [event["until_exit"] for event in events if event.get("exit", -1) > 0] or [0.0]
+    print(f"seconds from SIGTERM or Ctrl-C to the end: median {np.median(slow):.2f}, at most {max(slow):.2f}")
+    return any(event.get(key) for event in events for key in ("different", "left", "wrong"))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ The only module that knows orbax. On several hosts every function here is called
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +21,9 @@ T = TypeVar("T")
 DESCRIPTION = "_CHECKPOINT_METADATA"
 # Suffix of a checkpoint that another of the same step replaces.
 REPLACED = ".replaced"
+
+# What a system says where nothing more can be written: no space, or no more of it for this user.
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Writer:
@@ -54,8 +59,15 @@ class Writer:
     def wait(self) -> None:
         """Wait until everything is written, then delete what is not to be kept."""
         pending, self._pending = self._pending, []
-        for response, _, _ in pending:
-            response.result()
+        for response, folder, _ in pending:
+            try:
+                response.result()
+            except Exception as error:
+                # Writers in threads, and in another language, tell of a full disk in their own words.
+                full = next((code for code in FULL if os.strerror(code) in str(error)), None)
+                if full is None:
+                    raise
+                raise OSError(full, os.strerror(full), str(folder)) from error
         for _, folder, keep in pending:
             if devices.is_primary():
                 for step in steps(folder)[:-keep]:

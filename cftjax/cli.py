@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import importlib.util
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -16,7 +17,7 @@ from typing import Annotated, Any, Generic, Literal, TextIO, TypeVar
 import jax
 import tyro
 
-from cftjax import hosts
+from cftjax import checkpoints, hosts, interruption
 from cftjax.config import RECIPES, Config, HostsConfig, with_recipe
 
 D = TypeVar("D")
@@ -117,6 +118,14 @@ def show_warning(
     print(f"cftjax: warning: {place}{message}", file=sys.stderr)
 
 
+def words(error: Exception) -> str:
+    """What an error says, and of a full disk what to do."""
+    if isinstance(error, OSError) and error.errno in checkpoints.FULL:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}. Make room and give the same command again: it keeps what is complete."
+    return str(error)
+
+
 def run(main: Callable[[], None], stopped: str = "Stopped. The same command goes on from here.") -> None:
     """Run a command: what the user can mend is one line on standard error, not a traceback.
 
@@ -124,16 +133,16 @@ def run(main: Callable[[], None], stopped: str = "Stopped. The same command goes
 
     Args:
         main: the command.
-        stopped: what is said after Ctrl-C.
+        stopped: what is said after SIGTERM or Ctrl-C, where the work itself says nothing.
     """
     use_compilation_cache()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), interruption.handled(interruption.terminate, [signal.SIGTERM]):
             warnings.showwarning = show_warning
             main()
-    except KeyboardInterrupt:
-        print(f"\n{stopped}", file=sys.stderr)
-        hosts.leave(130)
+    except KeyboardInterrupt as error:
+        print(f"\nStopped: {error}" if str(error) else f"\n{stopped}", file=sys.stderr)
+        hosts.leave(interruption.exit_code(error))
     except Exception as error:
         several = jax.distributed.is_initialized()
         lost = several and hosts.says_lost(error)
@@ -143,5 +152,5 @@ def run(main: Callable[[], None], stopped: str = "Stopped. The same command goes
             raise
         if not for_user or os.environ.get("CFTJAX_TRACEBACK"):
             traceback.print_exc()
-        print(f"cftjax: error: {hosts.LOST if lost else ''}{error}", file=sys.stderr)
+        print(f"cftjax: error: {hosts.LOST if lost else ''}{words(error)}", file=sys.stderr)
         hosts.leave(1)

@@ -212,18 +212,33 @@ def load(folder: Path, mmap: bool = True) -> types.Embeddings:
     """
     if not (folder / "z.npy").is_file():
         raise FileNotFoundError(f"{folder} has no complete embeddings: run the training command again to finish them.")
-    z, labels, known, uncertain = (
-        np.load(folder / f"{name}.npy", mmap_mode="r" if mmap else None, allow_pickle=False) for name in ("z", *LABELS)
-    )
+    z, labels, known, uncertain = (_read(folder / f"{name}.npy", mmap) for name in ("z", *LABELS))
+    if z.dtype != np.float32 or any(
+        part.dtype != bool or part.shape != labels.shape for part in (labels, known, uncertain)
+    ):
+        raise ValueError(f"{folder} holds arrays that do not belong together: delete the folder to make them anew.")
     groups, unopened = folder / "groups.npy", folder / UNOPENED
     return types.Embeddings(
         z,
         labels,
         known,
         uncertain,
-        np.load(groups, allow_pickle=False) if groups.is_file() else None,
+        _read(groups, mmap=False) if groups.is_file() else None,
         tuple(storage.read_json(unopened)) if unopened.is_file() else (),
     )
+
+
+def _read(path: Path, mmap: bool) -> np.ndarray:
+    """One array, or ValueError naming the file."""
+    try:
+        return np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
+    except FileNotFoundError:
+        raise
+    # Damaged headers make the reader raise nearly anything.
+    except Exception as error:
+        raise ValueError(
+            f"{path} cannot be read ({error}): delete the folder {path.parent} to make it anew."
+        ) from error
 
 
 def load_names(folder: Path) -> list[str] | None:
@@ -242,7 +257,7 @@ def _append(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], rows: int 
     description = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_2_0(head, description)
     header = head.getvalue()
-    with path.open("r+b" if rows else "wb") as file:
+    with storage.named(path), path.open("r+b" if rows else "wb") as file:
         if rows:
             end = len(header) + rows * math.prod(shape[1:]) * dtype.itemsize
             if file.read(len(header)) != header or file.seek(0, os.SEEK_END) < end:
@@ -259,8 +274,9 @@ def _write(path: Path, array: np.ndarray) -> None:
     # Strings as objects would have to be pickled.
     array = array.astype(str) if array.dtype == object else array
     part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        np.save(file, array, allow_pickle=False)
+    # Not np.save: on a full disk it says how many bytes it wrote, and not why no more.
+    with _append(part, array.shape, array.dtype) as file:
+        file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,6 +26,7 @@ from cftjax import (
     devices,
     embedding,
     hosts,
+    interruption,
     metrics,
     page,
     report,
@@ -208,7 +210,15 @@ def _log(name: str, folder: Path, categories: Sequence[str], config: TuningConfi
     if name == "ga":
         curve, scores = f"search/m{config.ga.metric}", storage.read_arrays(folder / "history.npz")["score"]
     else:
-        curve, scores = f"polish/m{config.polish.metric}", storage.read_arrays(folder / "kept.npz")["score"]
+        kept = storage.read_arrays(folder / "kept.npz")
+        if "score" not in kept:
+            warnings.warn(
+                f"{folder} was made by an older version, which kept no scores for TensorBoard: delete the folder to "
+                "have it made anew, with its curve.",
+                stacklevel=2,
+            )
+            return
+        curve, scores = f"polish/m{config.polish.metric}", kept["score"]
     tensorboard.write_curves(folder / tensorboard.FOLDER, curve, categories, scores)
 
 
@@ -233,11 +243,14 @@ def _tune_stage(
         else ("Search", "generations", config.ga.metric)
     )
     found = []
-    with Progress(title, unit=unit) as progress:
+    # A signal waits for the next report: categories that are done are stored by then, and a search that is not, also.
+    with interruption.deferred() as asked, Progress(title, unit=unit) as progress:
         for i, (part, heads) in enumerate(zip(parts, start, strict=True)):
 
             def report(done: int, total: int, score: float, i: int = i) -> None:
                 progress.update(done + i * total, total * len(parts), f"validation m{metric} {score:.4f}")
+                if asked.requested:
+                    asked.stop(f"{title.lower()} is saved")
 
             store = storage.FolderStore(folder / ("categories" if len(parts) == 1 else f"categories_{i}"))
             found.append(

@@ -1,14 +1,25 @@
-"""SIGTERM and Ctrl-C, put off until what has been computed is saved."""
+"""SIGTERM and Ctrl-C: both end a command in the same way, put off until what has been computed is saved."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+NOTICE = b"\nStopping when what is computed is saved; a second signal stops at once.\n"
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as Python turns Ctrl-C into KeyboardInterrupt."""
+
+
+def exit_code(error: KeyboardInterrupt) -> int:
+    """What a shell expects of a process that a signal has ended: 128 and the signal's number."""
+    return 128 + (signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT)
 
 
 class Interruption:
@@ -17,27 +28,48 @@ class Interruption:
     def __init__(self) -> None:
         """Nobody has, yet."""
         self.requested = False
+        self.kind: type[KeyboardInterrupt] = KeyboardInterrupt
 
     def request(self, number: int, frame: FrameType | None) -> None:
         """Note the first signal; the second ends the work at once."""
+        self.kind = Terminated if number == signal.SIGTERM else KeyboardInterrupt
         if self.requested:
-            raise KeyboardInterrupt("stopped at the second signal, without saving")
+            raise self.kind("at the second signal, without saving; the same command goes on from the last save.")
         self.requested = True
+        # Past Python's buffers, which the signal may have interrupted.
+        with contextlib.suppress(OSError):
+            os.write(2, NOTICE)
+
+    def stop(self, what: str) -> None:
+        """End the work, of which `what` is saved."""
+        raise self.kind(f"{what}; the same command goes on from there.")
+
+
+@contextlib.contextmanager
+def handled(handler: Callable[[int, FrameType | None], None], signals: Sequence[int]) -> Iterator[None]:
+    """Let a function handle signals while the block runs.
+
+    Outside of the main thread, where Python allows no handlers, nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in signals}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
 
 
 @contextlib.contextmanager
 def deferred() -> Iterator[Interruption]:
-    """Signals set `requested` while the block runs: it must look, save, and raise KeyboardInterrupt.
-
-    Outside of the main thread, where Python allows no handlers, nothing changes.
-    """
+    """Signals set `requested` while the block runs: it must look, save, and call `stop`."""
     interruption = Interruption()
-    if threading.current_thread() is not threading.main_thread():
+    with handled(interruption.request, SIGNALS):
         yield interruption
-        return
-    before = {number: signal.signal(number, interruption.request) for number in SIGNALS}
-    try:
-        yield interruption
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+
+
+def terminate(number: int, frame: FrameType | None) -> None:
+    """Handle SIGTERM as Python handles Ctrl-C."""
+    raise Terminated

@@ -31,6 +31,25 @@ HEADS = ("backbone", "ga", "polish", "final")
 LIBRARIES = ("cftjax", "jax", "jaxlib", "flax", "optax", "evosax", "grain", "orbax-checkpoint", "numpy")
 
 
+# What the records of a run hold, by type.
+CONFIG = {"format": int, "settings": dict, "categories": list, "fingerprint": str, "versions": dict}
+STAGE = {"key": str, "settings": list, "complete": bool, "seconds": int | float}
+
+
+def _record(path: Path, fields: dict[str, Any], mend: str) -> dict[str, Any]:
+    """A JSON file with at least these fields, or ValueError naming file and mend."""
+    content = storage.read_json(path)
+    given = content if isinstance(content, dict) else {}
+    wrong = [name for name, kind in fields.items() if not isinstance(given.get(name), kind)]
+    if wrong:
+        raise ValueError(f"{path} is damaged ({', '.join(wrong)} missing or of another kind): {mend}")
+    return given
+
+
+def _stage_record(path: Path) -> dict[str, Any]:
+    return _record(path, STAGE, f"delete the folder {path.parent}, and the command makes that stage anew")
+
+
 def plain(value: Any) -> Any:
     """Settings as JSON can hold them."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -82,12 +101,14 @@ class Run:
             raise FileNotFoundError(
                 f"{self.folder} is not a run (it has no config.json); give the --workdir of a training"
             )
-        self.config: dict[str, Any] = storage.read_json(path)
+        mend = "restore it from a copy, or use another --workdir"
+        self.config = _record(path, {"format": int}, mend)
         if self.config["format"] > FORMAT:
             raise ValueError(
                 f"{path} has format {self.config['format']}, this version reads up to {FORMAT}: upgrade cftjax"
             )
-        self.categories: tuple[str, ...] = tuple(self.config["categories"])
+        _record(path, CONFIG, mend)
+        self.categories: tuple[str, ...] = tuple(map(str, self.config["categories"]))
 
     def heads(self, stage: str) -> Heads:
         """The heads after `backbone`, `ga`, `polish` or `final`, kernel [c d] and bias [c]."""
@@ -139,7 +160,7 @@ class Run:
         folder, settings = self.folder / name, json.loads(json.dumps(plain(settings)))
         record = folder / "stage.json"
         key = hashlib.sha256(json.dumps([name, settings, list(made_from)], sort_keys=True).encode()).hexdigest()[:16]
-        old = storage.read_json(record) if record.is_file() else None
+        old = _stage_record(record) if record.is_file() else None
         primary = devices.is_primary()
         # All hosts have read what is there before the first one changes it, and see the change before they go on.
         devices.barrier(f"{name} is read")
@@ -173,7 +194,7 @@ class Run:
     def seconds(self) -> dict[str, float]:
         """Stage -> seconds spent on it, over all attempts that were not killed outright."""
         found = sorted(self.folder.rglob("stage.json"), key=lambda path: path.stat().st_mtime)
-        return {path.parent.relative_to(self.folder).as_posix(): storage.read_json(path)["seconds"] for path in found}
+        return {path.parent.relative_to(self.folder).as_posix(): _stage_record(path)["seconds"] for path in found}
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
@@ -192,6 +213,7 @@ class Run:
                 raise ValueError(
                     f"another process is writing into {self.folder}; wait for it, or use another --workdir"
                 ) from error
+            storage.remove_leftovers(self.folder)
             yield
 
 

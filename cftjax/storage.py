@@ -6,7 +6,8 @@ import contextlib
 import json
 import os
 import uuid
-from collections.abc import Iterator, Mapping, MutableMapping
+import zipfile
+from collections.abc import Collection, Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,20 @@ import numpy as np
 import safetensors.numpy
 
 from cftjax.types import Heads
+
+# Ends the names of files that are being written; those of `replacing` begin with a dot as well.
+PART = ".part"
+
+
+@contextlib.contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Whatever the system refuses within, a write to a full disk above all, names this file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 @contextlib.contextmanager
@@ -23,15 +38,22 @@ def replacing(path: Path) -> Iterator[Path]:
     For what is too large to be held whole; `write_bytes` serves the rest.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{PART}")
     try:
-        yield part
-        with part.open("rb+") as file:
-            os.fsync(file.fileno())
-        part.replace(path)
+        with named(path):
+            yield part
+            with part.open("rb+") as file:
+                os.fsync(file.fileno())
+            part.replace(path)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what a killed `replacing` has left anywhere under a folder; nobody may be writing there."""
+    for path in folder.rglob(f".*{PART}"):
+        path.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -48,8 +70,9 @@ def write_json(path: Path, content: Any) -> None:
 def read_json(path: Path) -> Any:
     """The content, or ValueError naming the file."""
     try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        return json.loads(path.read_bytes())
+    # No text, no JSON, or nested deeper than Python goes.
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error}); delete it, or restore it from a copy") from error
 
 
@@ -60,15 +83,35 @@ def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
         np.savez(file, allow_pickle=False, **{key: np.asarray(value) for key, value in arrays.items()})
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of an .npz, or ValueError naming the file."""
+def refuse_bomb(archive: zipfile.ZipFile) -> None:
+    """Raise ValueError where a small archive would unpack to more than this machine's memory."""
+    # As the archive states it; zipfile never unpacks more of a member than is stated.
+    refuse_larger_than_memory(sum(member.file_size for member in archive.infolist()))
+
+
+def refuse_larger_than_memory(size: int) -> None:
+    """Raise ValueError where so many bytes do not fit into this machine's memory."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if size > memory:
+        raise ValueError(f"unpacks to {size / 1e9:,.1f} GB, more than this machine's memory of {memory / 1e9:,.1f} GB")
+
+
+def read_arrays(path: Path, needed: Collection[str] = ()) -> dict[str, np.ndarray]:
+    """All arrays of an .npz, those needed among them, or ValueError naming the file."""
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
     try:
+        with zipfile.ZipFile(path) as archive:
+            refuse_bomb(archive)
         with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+            arrays = {name: file[name] for name in file.files}
+    # Damaged archives make the readers raise nearly anything.
     except Exception as error:
-        raise ValueError(f"{path} is not a readable .npz of plain arrays ({error})") from error
+        raise ValueError(f"{path} is not a readable .npz of plain arrays ({error or type(error).__name__})") from error
+    # A member that is no array comes as its bytes.
+    if lacking := [name for name in needed if not isinstance(arrays.get(name), np.ndarray)]:
+        raise ValueError(f"{path} lacks {', '.join(lacking)}; it holds {', '.join(arrays) or 'nothing'}")
+    return {name: array for name, array in arrays.items() if isinstance(array, np.ndarray)}
 
 
 def write_tensors(path: Path, arrays: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
@@ -96,8 +139,11 @@ def write_heads(path: Path, heads: Heads) -> None:
 
 def read_heads(path: Path) -> Heads:
     """What `write_heads` wrote."""
-    arrays = read_arrays(path)
-    return Heads(arrays["kernel"], arrays["bias"])
+    arrays = read_arrays(path, ("kernel", "bias"))
+    kernel, bias = arrays["kernel"], arrays["bias"]
+    if kernel.dtype != np.float32 or bias.dtype != np.float32 or kernel.ndim != 2 or bias.shape != kernel.shape[:1]:
+        raise ValueError(f"{path}: kernel {kernel.shape} and bias {bias.shape} are no last layer [c d], [c] of float32")
+    return Heads(kernel, bias)
 
 
 class FolderStore(MutableMapping[str, dict[str, np.ndarray]]):

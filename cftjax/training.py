@@ -286,8 +286,7 @@ def follow(source: Source, config: Config[Any], folder: Path, mesh: Mesh | None 
             if training.all_agree(asked.requested):
                 training.save()
                 training.writer.wait()
-                step = training.history.step
-                raise KeyboardInterrupt(f"training is saved at step {step}; the same command goes on from there.")
+                asked.stop(f"training is saved at step {training.history.step}")
             shown.update(training.history.step, training.spec.num_steps, training.news())
         training.writer.wait()
     return training.history

@@ -1,5 +1,4 @@
 import dataclasses
-import types as python_types
 
 import jax
 import jax.numpy as jnp
@@ -88,7 +87,7 @@ def interrupted_after(folder, batches, monkeypatch):
             raise ConnectionAbortedError
 
     with monkeypatch.context() as patch:
-        patch.setattr(embedding, "storage", python_types.SimpleNamespace(write_json=write_then_die, read_json=None))
+        patch.setattr(embedding.storage, "write_json", write_then_die)
         with pytest.raises(ConnectionAbortedError):
             run(folder)
 

@@ -1,4 +1,7 @@
 import json
+import os
+import shutil
+import signal
 import sys
 
 import numpy as np
@@ -6,7 +9,8 @@ import pytest
 import safetensors.numpy
 
 import cftjax
-from cftjax import cli, finetune, train
+from cftjax import cli, finetune, interruption, train
+from cftjax.cft import tuning
 from cftjax.data.digits import DigitsData
 
 OPTIONS = {
@@ -47,9 +51,6 @@ def scores(folder):
 def test_a_run_interrupted_in_every_stage_ends_with_the_same_scores(run, tmp_path, monkeypatch):
     folder = tmp_path / "interrupted"
 
-    def interrupted(*args, **kwargs):
-        raise KeyboardInterrupt
-
     for module, name in (
         (train.training, "fit"),
         (train.embedding, "embed"),
@@ -60,11 +61,48 @@ def test_a_run_interrupted_in_every_stage_ends_with_the_same_scores(run, tmp_pat
         (finetune.report, "write"),
     ):
         with monkeypatch.context() as patch:
-            patch.setattr(module, name, interrupted)
+            patch.setattr(module, name, stop)
             with pytest.raises(KeyboardInterrupt):
                 call(patch, train.main, "--workdir", folder, *SMALL)
     call(monkeypatch, train.main, "--workdir", folder, *SMALL)
     assert scores(folder) == scores(run)
+
+
+def test_a_signal_during_polish_and_search_saves_and_says_so(run, tmp_path, monkeypatch, capsys):
+    folder = shutil.copytree(run, tmp_path / "run")
+    shutil.rmtree(folder / "heads" / "polish")
+    shutil.rmtree(folder / "heads" / "ga")
+    real = tuning.run_stage
+
+    def signalled(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(*args, **kwargs)
+
+    for stage in ("polish", "search"):
+        with monkeypatch.context() as patch:
+            patch.setattr(tuning, "run_stage", signalled)
+            with pytest.raises(interruption.Terminated, match=f"{stage} is saved; the same command goes on from there"):
+                call(patch, train.main, "--workdir", folder, *SMALL)
+        (stored,) = (folder / "heads" / ("ga" if stage == "search" else stage) / "categories").iterdir()
+        if stage == "polish":
+            call_until_polished(monkeypatch, folder)
+    assert "-done" not in stored.name
+    call(monkeypatch, train.main, "--workdir", folder, *SMALL)
+    for stage in ("polish", "ga"):
+        name = f"heads/{stage}/heads.npz"
+        assert (folder / name).read_bytes() == (run / name).read_bytes()
+
+
+def call_until_polished(monkeypatch, folder):
+    """Go on after the polish was stopped, up to the search."""
+    with monkeypatch.context() as patch:
+        patch.setattr(tuning, "search", stop)
+        with pytest.raises(KeyboardInterrupt):
+            call(patch, train.main, "--workdir", folder, *SMALL)
+
+
+def stop(*args, **kwargs):
+    raise KeyboardInterrupt
 
 
 def test_the_report_has_every_key_and_figure_promised(run):

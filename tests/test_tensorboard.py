@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from test_training import BATCH, STEPS_PER_EPOCH, config, dataset, send_after, tiny  # noqa: F401
 
-from cftjax import tensorboard, train_step, training
+from cftjax import finetune, storage, tensorboard, train_step, training
 
 
 def events(folder):
@@ -90,3 +90,10 @@ def test_without_the_writer_the_option_is_refused_with_what_to_install(monkeypat
     monkeypatch.setattr(tensorboard.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"pip install 'cftjax\[tensorboard\]'"):
         tensorboard.check()
+
+
+def test_a_polish_of_an_older_version_without_scores_is_left_out_with_what_to_do(tmp_path):
+    storage.write_arrays(tmp_path / "kept.npz", {"pull": np.zeros((1, 2)), "step": np.zeros((1, 2))})
+    with pytest.warns(UserWarning, match=r"older version, which kept no scores .*delete the folder"):
+        finetune._log("polish", tmp_path, ["a", "b"], config())
+    assert not (tmp_path / tensorboard.FOLDER).exists()

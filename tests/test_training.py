@@ -68,10 +68,10 @@ def dataset(change=None, validation=True, steps_per_epoch=STEPS_PER_EPOCH):
     return types.Dataset(("bright", "red"), splits, "fingerprint")
 
 
-def spec_and_state(mesh=None, **changes):
+def spec_and_state(mesh=None, dtype=jnp.float32, **changes):
     mesh = devices.mesh() if mesh is None else mesh
     settings = dataclasses.replace(TRAINING, **changes)
-    architecture = (BackboneConfig("tiny"), 2, jnp.float32)
+    architecture = (BackboneConfig("tiny"), 2, dtype)
     graphdef, *_ = train_step.abstract_classifier(*architecture)
     spec = train_step.new_spec(graphdef, settings, 10, mesh)
     return spec, train_step.new_state(spec, train_step.new_classifier(*architecture, seed=0))
@@ -150,6 +150,26 @@ def test_eight_devices_and_one_take_the_same_step():
     assert results[0][0] == pytest.approx(results[1][0], rel=1e-5)
     for name, value in results[0][1].items():
         np.testing.assert_allclose(value, results[1][1][name], rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def test_a_step_and_embeddings_in_bfloat16_stay_near_those_in_float32():
+    found = {}
+    for dtype in (jnp.float32, jnp.bfloat16):
+        # SGD moves by the gradient, which is what is compared.
+        spec, state = spec_and_state(dtype=dtype, optimizer="sgd", weight_decay=0.0)
+        before = arrays(state.params)
+        state, loss = step(spec, state, batch())
+        after = arrays(state.params)
+        assert all(value.dtype == np.float32 for value in after.values())
+        model = nnx.merge(spec.graphdef, state.params, state.stats, state.rest)
+        graphdef, variables = nnx.split(model.backbone)
+        z = embedding.forward(graphdef, nnx.as_pure(variables), jnp.asarray(batch().image))
+        moved = np.concatenate([(after[name] - before[name]).ravel() for name in before])
+        found[dtype] = float(loss), moved, np.asarray(z)
+    # bfloat16 keeps 8 bits: each rounding is off by up to 2^-9 of the value, and a few of them add up.
+    for exact, rounded, bound in zip(found[jnp.float32], found[jnp.bfloat16], (2**-8, 2**-5, 2**-6), strict=True):
+        off = np.linalg.norm(np.subtract(exact, rounded)) / np.linalg.norm(exact)
+        assert 0 < off < bound
 
 
 def test_a_loss_that_is_not_finite_changes_nothing_from_then_on():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -124,19 +123,9 @@ def load(source: str | Path) -> dict[str, np.ndarray]:
     """
     path = locate(source)
     if path.suffix == ".safetensors":
-        import safetensors
-        from safetensors.numpy import load_file
-
-        try:
-            return load_file(path)
-        except safetensors.SafetensorError as e:
-            raise ValueError(f"{path} is damaged or not a safetensors file ({e}).") from None
+        return storage.read_tensors(path)[0]
     if path.suffix == ".npz":
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                return dict(arrays)
-        except (ValueError, zipfile.BadZipFile) as e:
-            raise ValueError(f"{path} is damaged or holds more than plain arrays ({e}).") from None
+        return storage.read_arrays(path)
     return torch_files.read(path)
 
 

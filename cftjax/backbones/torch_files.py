@@ -16,6 +16,8 @@ from typing import Any, BinaryIO, NamedTuple, NoReturn
 import ml_dtypes
 import numpy as np
 
+from cftjax.storage import refuse_bomb
+
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
 NESTED = ("state_dict", "model_state_dict", "model", "module")
@@ -59,10 +61,11 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
         raise ValueError(
             f"{path} asks for {refusal}, which is not part of a tensor: save model.state_dict() alone, not the model."
         ) from None
-    except (pickle.UnpicklingError, EOFError, KeyError, IndexError, TypeError, AttributeError, zipfile.BadZipFile) as e:
-        raise ValueError(f"{path} is damaged or not a torch checkpoint ({type(e).__name__}: {e}).") from None
     except ValueError as e:
         raise ValueError(f"{path}: {e}") from None
+    # Damaged bytes make the interpreter of pickles and the reader of archives raise nearly anything.
+    except Exception as e:
+        raise ValueError(f"{path} is damaged or not a torch checkpoint ({type(e).__name__}: {e}).") from None
     if not arrays:
         raise ValueError(f"{path} holds no tensors, neither at the top nor under {', '.join(NESTED)}.")
     if all(name.startswith("module.") for name in arrays):
@@ -187,6 +190,7 @@ class _Unpickler(pickle.Unpickler):
 def _read_zip(path: Path) -> tuple[Any, dict[str, np.ndarray]]:
     """The zip container: data.pkl, one file per storage under data/, all under one folder."""
     with zipfile.ZipFile(path) as archive:
+        refuse_bomb(archive)
         names = archive.namelist()
         pickles = [name for name in names if name.endswith("/data.pkl")]
         if len(pickles) != 1:

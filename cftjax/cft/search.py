@@ -359,7 +359,8 @@ def search(
         seeds: other heads for the first population; in `dimensions`, as near as those directions come to them.
         store: where finished categories and the state of running ones are kept; a search given the store of an
             interrupted one goes on where that stood.
-        progress: called with generations done, generations at most, and the mean validation score so far.
+        progress: called with generations done, generations at most, and the mean validation score so far; where it
+            raises KeyboardInterrupt, what is under way is stored first.
         mesh: devices with an axis `data`, over which categories are split; None for one device. Where they are those of
             several hosts, all of them must call.
 
@@ -430,7 +431,11 @@ def search(
                 if progress is not None:
                     mine, so_far = scores[: len(group.categories)], after.copy()
                     so_far[list(group.categories)] = np.fmax.reduce(mine, axis=1)
-                    progress(done + int((~np.isnan(mine)).sum()), total, float(np.nanmean(so_far)))
+                    try:
+                        progress(done + int((~np.isnan(mine)).sum()), total, float(np.nanmean(so_far)))
+                    except KeyboardInterrupt:
+                        store[group.name] = _pack(state(), scores)
+                        raise
 
             state, scores, started, held = _run_group(
                 engine, rows, population[members], key, store.get(group.name), report

@@ -19,6 +19,7 @@ import pyarrow.csv
 import pyarrow.parquet
 from jaxtyping import Float32, Int
 
+from cftjax import storage
 from cftjax.data.problems import DataError, Problems, shown
 
 PARQUET_SUFFIXES = (".parquet", ".pq")
@@ -127,7 +128,10 @@ def read(file: Path, problems: Problems, title: str | None = None) -> Sheet:
     """
     with readable(file, problems):
         if file.suffix.lower() in PARQUET_SUFFIXES:
-            table = pyarrow.parquet.read_table(file)
+            with pyarrow.parquet.ParquetFile(file) as opened:
+                content = opened.metadata
+                storage.refuse_larger_than_memory(content.num_rows * content.num_columns)
+                table = opened.read()
             names, rows = table.column_names, np.arange(1, len(table) + 1)
         else:
             names, table, rows = read_csv(file, problems, title)
@@ -194,7 +198,9 @@ def readable(file: Path, problems: Problems | None = None) -> Iterator[None]:
     """Turn what a parser raises over a file into one clean DataError; problems noted before explain it better."""
     try:
         yield
-    except (pa.ArrowException, csv.Error, OSError) as error:
+    except DataError:
+        raise
+    except (pa.ArrowException, csv.Error, OSError, ValueError) as error:
         if problems:
             problems.raise_if_any()
         raise DataError(f"{file}: cannot be read as a table ({' '.join(str(error).split())}).") from error
