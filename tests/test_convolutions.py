@@ -83,3 +83,38 @@ def test_accelerators_get_the_ordinary_convolution_and_the_cpu_does_not():
     assert "stablehlo.convolution" not in text["cpu"]
     assert "stablehlo.convolution" in text["tpu"]
     assert "stablehlo.convolution" in text["cuda"]
+
+
+@pytest.mark.parametrize(
+    ("size", "k", "stride", "padding", "channels"),
+    [
+        ((8, 9), 3, 1, "symmetric", (4, 3)),
+        ((9, 7), 3, 2, "same", (2, 3)),
+        ((11, 8), 7, 2, "symmetric", (3, 5)),
+        ((9, 8), 4, 4, "none", (3, 2)),
+        ((6, 6), 3, 1, "same", (2, 4)),
+        ((40, 40), 5, 1, "same", (3, 2)),
+    ],
+)
+def test_a_kernel_gradient_by_patches_is_that_of_the_convolution(size, k, stride, padding, channels):
+    pads = tuple(convolutions.pad_amounts(s, k, stride, padding) for s in size)
+    x, kernel = draw((4, *size, channels[0]), (k, k, *channels))
+
+    @jax.jit
+    def both(x, kernel):
+        y, pull = jax.vjp(lambda x, kernel: convolutions.conv(x, kernel, stride=stride, padding=padding), x, kernel)
+        expected, expected_pull = jax.vjp(
+            lambda x, kernel: convolutions.ordinary_conv(x, kernel, stride, pads), x, kernel
+        )
+        dy = jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape)
+        return (y, *pull(dy)), (expected, *expected_pull(dy))
+
+    for got, expected in zip(*both(x, kernel), strict=True):
+        np.testing.assert_allclose(got, expected, atol=1e-5 * float(jnp.abs(expected).max()) * size[0])
+
+
+def test_equal_maxima_share_the_gradient():
+    # Of 3 x 3 equal pixels pool (0, 0) sees 2 x 2, (0, 1) the right 2 x 2, and so on: the middle is in all four.
+    _, pull = jax.vjp(convolutions.max_pool_3x3, jnp.ones((1, 3, 3, 1)))
+    (dx,) = pull(jnp.full((1, 2, 2, 1), 4.0))
+    np.testing.assert_array_equal(dx[0, :, :, 0], [[1, 2, 1], [2, 4, 2], [1, 2, 1]])

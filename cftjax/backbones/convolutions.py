@@ -1,8 +1,9 @@
-"""Depthwise and 1x1 convolutions that are fast on every platform.
+"""Convolutions and maximum pooling that are fast on every platform.
 
 XLA's CPU backend runs a grouped convolution as a slow scalar loop, and its gradients slower still. There, the same sums
-are written as k*k shifted multiply-adds, which it turns into vector code over the channels. GPU and TPU have good
-kernels of their own and keep the ordinary convolution. `jax.lax.platform_dependent` decides when the program is
+are written as k*k shifted multiply-adds, which it turns into vector code over the channels; the kernel gradient of an
+ordinary convolution is a matrix product with patches, a few images at a time. GPU and TPU have good kernels of their
+own and keep the ordinary forms. `jax.lax.platform_dependent` decides when the program is
 lowered, not from the default backend: a program compiled on a CPU machine for TPUs gets the TPU's form.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Literal
 
 import jax
@@ -28,7 +29,10 @@ UNROLLED = 5
 """Kernels of more taps an axis are compiled one row of taps at a time: a fifth of the time to compile for 7 x 7, and a
 third more to run."""
 IMAGES = 4
-"""Images per pass of the kernel gradient: few enough for the k*k sweeps over them to stay in the cache."""
+"""Images per pass of the depthwise kernel gradient: few enough for the k*k sweeps over them to stay in the cache."""
+PIXELS = 1024
+"""Pixels per pass, if images are smaller, of the ordinary kernel gradient: few enough for their patches to stay in the
+cache, enough for an efficient product."""
 
 
 def pad_amounts(size: int, kernel: int, stride: int, padding: Padding) -> tuple[int, int]:
@@ -86,7 +90,66 @@ def conv(
     if k == 1:
         return pointwise_conv(x[:, ::stride, ::stride], kernel[0, 0])
     pads = (pad_amounts(x.shape[1], k, stride, padding), pad_amounts(x.shape[2], k, stride, padding))
+    return _conv(x, kernel, stride, pads)
+
+
+# As for _depthwise, the custom gradient stands outside the choice of platform.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _conv(x: Array, kernel: Array, stride: int, pads: Pads) -> Array:
+    return ordinary_conv(x, kernel, stride, pads)
+
+
+def _conv_backward(stride: int, pads: Pads, residuals: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    x, kernel = residuals
+
+    def ordinary(x: Array, dy: Array) -> Array:
+        return jax.vjp(lambda kernel: ordinary_conv(x, kernel, stride, pads), kernel)[1](dy)[0]
+
+    def by_patches(x: Array, dy: Array) -> Array:
+        return patches_kernel_gradient(x, dy, kernel.shape[0], stride, pads).astype(kernel.dtype)
+
+    (dx,) = jax.vjp(lambda x: ordinary_conv(x, kernel, stride, pads), x)[1](dy)
+    return dx, lax.platform_dependent(x, dy, cpu=by_patches, default=ordinary)
+
+
+_conv.defvjp(lambda x, kernel, stride, pads: (_conv(x, kernel, stride, pads), (x, kernel)), _conv_backward)
+
+
+def ordinary_conv(x: Array, kernel: Array, stride: int, pads: Pads) -> Array:
+    """XLA's own convolution, whose kernel gradient takes a CPU two to seven times as long as the matrix product."""
     return lax.conv_general_dilated(x, kernel, (stride, stride), pads, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def patches_kernel_gradient(x: Array, dy: Array, k: int, stride: int, pads: Pads) -> Array:
+    """d/dkernel of `conv`, [k k i o] in float32: the product of x with every dy that it meets, or the reverse.
+
+    Patches have k*k times as many channels, and so are made of whichever array has fewer.
+    """
+    (n, *_, inputs), outputs = x.shape, dy.shape[3]
+
+    def product(a: Array, b: Array) -> Array:
+        a, b = a.reshape(-1, a.shape[3]), b.reshape(-1, b.shape[3])
+        return lax.dot_general(a, b, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+
+    def patches(padded: Array, count: tuple[int, int], step: int) -> Array:
+        windows = [_window(padded, (i, j), count, (step, step)) for i in range(k) for j in range(k)]
+        return jnp.concatenate(windows, axis=3)
+
+    def of_outputs(x: Array, dy: Array) -> Array:
+        margins = [(k - 1 - before, k - 1 - after) for before, after in pads]
+        around = patches(jnp.pad(dy, ((0, 0), *margins, (0, 0))), x.shape[1:3], 1)
+        # What lies k - 1 pixels before an x has met the kernel's last tap there.
+        return product(x, around).reshape(inputs, k, k, outputs)[:, ::-1, ::-1].transpose(1, 2, 0, 3)
+
+    def of_inputs(x: Array, dy: Array) -> Array:
+        around = patches(jnp.pad(x, ((0, 0), *pads, (0, 0))), dy.shape[1:3], stride)
+        return product(around, dy).reshape(k, k, inputs, outputs)
+
+    gradient = of_outputs if stride == 1 and outputs <= inputs else of_inputs
+    images = math.gcd(n, max(1, PIXELS // (dy.shape[1] * dy.shape[2])))
+    passes = (x.reshape(n // images, images, *x.shape[1:]), dy.reshape(n // images, images, *dy.shape[1:]))
+    start = jnp.zeros((k, k, inputs, outputs), jnp.float32)
+    return lax.scan(lambda total, chunk: (total + gradient(*chunk), None), start, passes)[0]
 
 
 @jax.custom_vjp
@@ -113,14 +176,19 @@ def max_pool_3x3(x: Float[Array, "n h w c"]) -> Float[Array, "n y x c"]:
     return lax.platform_dependent(x, cpu=shifted_maxima, default=ordinary_maxima)
 
 
-def _pool_backward(x: Array, dy: Array) -> tuple[Array]:
-    def through(pool: Callable[[Array], Array]) -> Callable[[Array, Array], Array]:
-        return lambda x, dy: jax.vjp(pool, x)[1](dy)[0]
-
-    return (lax.platform_dependent(x, dy, cpu=through(shifted_maxima), default=through(ordinary_maxima)),)
+def _pool_forward(x: Array) -> tuple[Array, tuple[Array, Array]]:
+    y = max_pool_3x3(x)
+    return y, (x, y)
 
 
-max_pool_3x3.defvjp(lambda x: (max_pool_3x3(x), x), _pool_backward)
+def _pool_backward(residuals: tuple[Array, Array], dy: Array) -> tuple[Array]:
+    def ordinary(x: Array, y: Array, dy: Array) -> Array:
+        return jax.vjp(ordinary_maxima, x)[1](dy)[0]
+
+    return (lax.platform_dependent(*residuals, dy, cpu=shifted_maxima_gradient, default=ordinary),)
+
+
+max_pool_3x3.defvjp(_pool_forward, _pool_backward)
 
 
 def ordinary_maxima(x: Array) -> Array:
@@ -130,10 +198,40 @@ def ordinary_maxima(x: Array) -> Array:
 
 
 def shifted_maxima(x: Array) -> Array:
-    """The same, as the maximum of nine shifted arrays; equal maxima share the gradient."""
+    """The same, as the maximum of nine shifted arrays."""
+    return functools.reduce(jnp.maximum, _pool_windows(x))
+
+
+def shifted_maxima_gradient(x: Array, y: Array, dy: Array) -> Array:
+    """d/dx of `shifted_maxima`, whose output is y; equal maxima share the gradient.
+
+    An even row of pixels lies in one row of windows, an odd one in two; the same holds of columns.
+    """
+    equal = functools.reduce(jnp.add, ((window == y).astype(dy.dtype) for window in _pool_windows(x)))
+    # One row and one column more, for odd ones at the border. They meet no window that is equal: none is below zero.
+    margin = ((0, 0), (0, 1), (0, 1), (0, 0))
+    y, dy = jnp.pad(y, margin, constant_values=-1), jnp.pad(dy / equal, margin)
+    rows, columns = y.shape[1] - 1, y.shape[2] - 1
+    pixels = jnp.pad(x, ((0, 0), (0, 2 * rows - x.shape[1]), (0, 2 * columns - x.shape[2]), (0, 0)))
+
+    def phase(row: int, column: int) -> Array:
+        here = _window(pixels, (row, column), (rows, columns), (2, 2))
+        total = jnp.zeros((), dy.dtype)
+        for i in range(row + 1):
+            for j in range(column + 1):
+                top, share = (_window(a, (i, j), (rows, columns), (1, 1)) for a in (y, dy))
+                total = total + jnp.where(here == top, share, 0)
+        return total
+
+    whole = jnp.stack([jnp.stack([phase(r, c) for c in range(2)], axis=3) for r in range(2)], axis=2)
+    return whole.reshape(pixels.shape)[:, : x.shape[1], : x.shape[2]]
+
+
+def _pool_windows(x: Array) -> list[Array]:
+    """What each of the nine taps of a 3 x 3 pool sees."""
     count = ((x.shape[1] - 1) // 2 + 1, (x.shape[2] - 1) // 2 + 1)
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    return functools.reduce(jnp.maximum, (_window(padded, (i, j), count, (2, 2)) for i in range(3) for j in range(3)))
+    return [_window(padded, (i, j), count, (2, 2)) for i in range(3) for j in range(3)]
 
 
 # The custom gradient stands outside the choice of platform: differentiating through the choice would keep both forms'

@@ -68,10 +68,17 @@ class Layer(nnx.Module):
         self.norm2 = _norm(4 * growth, dtype, rngs)
         self.conv2 = layers.Conv(4 * growth, growth, 3, dtype=dtype, rngs=rngs)
 
-    def __call__(self, made: tuple[Float[jax.Array, "n h w _"], ...]) -> Float[jax.Array, "n h w g"]:
-        """The channels to add. Joined only in here, so that `remat` keeps no channel twice."""
+    def __call__(
+        self, made: tuple[Float[jax.Array, "n h w _"], ...], batch: tuple[layers.Statistics, ...]
+    ) -> Float[jax.Array, "n h w g"]:
+        """The channels to add. Joined only in here, so that `remat` keeps no channel twice.
+
+        Args:
+            made: all maps so far.
+            batch: the statistics of each.
+        """
         x = jnp.concatenate(made, axis=-1)
-        x = self.conv1(nnx.relu(self.norm1(x)))
+        x = self.conv1(nnx.relu(self.norm1(x, _join(batch))))
         return self.conv2(nnx.relu(self.norm2(x)))
 
 
@@ -83,13 +90,17 @@ class Transition(nnx.Module):
         self.norm = _norm(inputs, dtype, rngs)
         self.conv = layers.Conv(inputs, inputs // 2, 1, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Float[jax.Array, "n h w c"]) -> Float[jax.Array, "n y x d"]:
+    def __call__(self, x: Float[jax.Array, "n h w c"], batch: layers.Statistics) -> Float[jax.Array, "n y x d"]:
         """Shrink. Means are taken before the 1x1 convolution, which is linear, for a quarter of its products."""
-        return self.conv(nnx.avg_pool(nnx.relu(self.norm(x)), (2, 2), strides=(2, 2)))
+        return self.conv(nnx.avg_pool(nnx.relu(self.norm(x, batch)), (2, 2), strides=(2, 2)))
 
 
-def _norm(channels: int, dtype: Any, rngs: nnx.Rngs) -> nnx.BatchNorm:
-    return nnx.BatchNorm(channels, momentum=0.9, epsilon=1e-5, dtype=dtype, rngs=rngs)
+def _norm(channels: int, dtype: Any, rngs: nnx.Rngs) -> layers.BatchNorm:
+    return layers.BatchNorm(channels, momentum=0.9, epsilon=1e-5, dtype=dtype, rngs=rngs)
+
+
+def _join(parts: tuple[layers.Statistics, ...]) -> layers.Statistics:
+    return layers.Statistics(*(jnp.concatenate(values) for values in zip(*parts, strict=True)))
 
 
 class DenseNet(nnx.Module):
@@ -133,14 +144,17 @@ class DenseNet(nnx.Module):
         """Feature maps, which `embed` pools over height and width."""
         x = convolutions.max_pool_3x3(nnx.relu(self.stem_norm(self.stem(images))))
         call = nnx.remat(Layer.__call__) if self.remat else Layer.__call__
+        batch = None
         for number, block in enumerate(self.blocks):
             if number:
-                x = self.transitions[number - 1](x)
-            made = (x,)
+                x = self.transitions[number - 1](x, batch)
+            # Every later layer of the block normalises the same maps: their statistics are taken once.
+            made, parts = (x,), (layers.statistics(x),)
             for layer in block:
-                made = (*made, call(layer, made))
-            x = jnp.concatenate(made, axis=-1)
-        return nnx.relu(self.norm(x))
+                new = call(layer, made, parts)
+                made, parts = (*made, new), (*parts, layers.statistics(new))
+            x, batch = jnp.concatenate(made, axis=-1), _join(parts)
+        return nnx.relu(self.norm(x, batch))
 
     def embed(self, images: Float[jax.Array, "n h w 3"]) -> Float[jax.Array, "n d"]:
         """Embeddings z in float32."""

@@ -91,7 +91,7 @@ class Normalised(nnx.Module):
                 dtype=build.dtype,
                 rngs=build.rngs,
             )
-        self.norm = nnx.BatchNorm(outputs, momentum=0.99, epsilon=build.epsilon, dtype=build.dtype, rngs=build.rngs)
+        self.norm = layers.BatchNorm(outputs, momentum=0.99, epsilon=build.epsilon, dtype=build.dtype, rngs=build.rngs)
         self.activation = build.activation if active else None
 
     def __call__(self, x: Float[jax.Array, "n h w i"]) -> Float[jax.Array, "n y x o"]:

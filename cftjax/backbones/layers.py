@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -97,6 +97,44 @@ class Depthwise(nnx.Module):
         x, kernel = x.astype(self.dtype), self.kernel.get_value().astype(self.dtype)
         y = convolutions.depthwise_conv(x, kernel, stride=self.stride, padding=self.padding)
         return _plus(y, self.bias)
+
+
+class Statistics(NamedTuple):
+    """Of a batch, per channel, in float32."""
+
+    mean: Float[jax.Array, " c"]
+    square: Float[jax.Array, " c"]
+
+
+def statistics(x: Float[jax.Array, "*n c"]) -> Statistics:
+    """Mean and mean square over images and pixels."""
+    x = x.astype(jnp.float32)
+    axes = tuple(range(x.ndim - 1))
+    return Statistics(jnp.mean(x, axes), jnp.mean(jnp.square(x), axes))
+
+
+class BatchNorm(nnx.BatchNorm):
+    """Batch normalisation as one factor and one term per channel: one pass over the maps instead of two or three."""
+
+    def __call__(self, x: Float[jax.Array, "*n c"], batch: Statistics | None = None) -> Float[jax.Array, "*n c"]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Normalise by the batch, and remember its statistics, or after `eval()` by those remembered.
+
+        Args:
+            x: the maps.
+            batch: their statistics, where the caller has them already.
+        """
+        mean, variance = self.mean.get_value(), self.var.get_value()
+        if not self.use_running_average:
+            new, square = statistics(x) if batch is None else batch
+            new_variance = jnp.maximum(0, square - jnp.square(new))
+            self.mean.set_value(self.momentum * mean + (1 - self.momentum) * new)
+            self.var.set_value(self.momentum * variance + (1 - self.momentum) * new_variance)
+            mean, variance = new, new_variance
+        assert self.scale is not None
+        assert self.bias is not None
+        factor = self.scale.get_value() * jax.lax.rsqrt(variance + self.epsilon)
+        term = self.bias.get_value() - mean * factor
+        return (x * _over_channels(factor, x.ndim) + _over_channels(term, x.ndim)).astype(self.dtype)
 
 
 class Scale(nnx.Module):

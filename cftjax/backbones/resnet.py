@@ -97,7 +97,7 @@ class Convolution(nnx.Module):
         """Build; `zero` starts the normalisation's scale at 0."""
         self.conv = layers.Conv(inputs, outputs, kernel_size, stride=stride, dtype=dtype, rngs=rngs)
         scale = nnx.initializers.zeros_init() if zero else nnx.initializers.ones_init()
-        self.norm = nnx.BatchNorm(outputs, momentum=0.9, epsilon=1e-5, scale_init=scale, dtype=dtype, rngs=rngs)
+        self.norm = layers.BatchNorm(outputs, momentum=0.9, epsilon=1e-5, scale_init=scale, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[jax.Array, "n h w c"]) -> Float[jax.Array, "n y x d"]:
         """Convolve and normalise."""
