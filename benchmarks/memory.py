@@ -33,7 +33,9 @@ def resident(pid: int) -> float:
 
 def under_way(workdir: Path) -> str:
     """The stage begun last; the run's name for it."""
-    records = sorted(workdir.rglob("stage.json"), key=lambda path: path.stat().st_mtime)
+    # Not everywhere: folders of checkpoints disappear while one looks.
+    records = [*workdir.glob("*/stage.json"), *workdir.glob("*/*/stage.json")]
+    records.sort(key=lambda path: path.stat().st_mtime)
     return records[-1].parent.relative_to(workdir).as_posix() if records else "starting"
 
 
