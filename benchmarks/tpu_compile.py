@@ -217,7 +217,9 @@ def compiled_for(program: Program, topology: Any) -> Any:
         return program.lower(mesh).compile(COMPILER_OPTIONS)
     except Exception as error:
         # Too large a program is an answer.
-        used = re.search(r"Used ([\d.]+[MG]) of ([\d.]+[MG])", str(error))
+        used = re.search(r"Used ([\d.]+[MG]) of ([\d.]+[MG])", str(error)) or re.search(
+            r"temporaries \(([\d.]+[MG])\) exceeds available HBM \(([\d.]+[MG])\)", str(error)
+        )
         if used is None:
             raise
         return f"{used[1]} of {used[2]}: does not fit"
@@ -295,7 +297,9 @@ def main() -> None:
                 found = largest(functools.partial(training, name, 1, remat=remat), topology)
                 print(f"{name}{', remat' * remat}: {found} images of 448 pixels a chip", flush=True)
         return
-    print("| program | chips | GB a chip | GFLOP | GB moved | floor, ms | compiler, ms | all of it | compiled in, CPU s |")
+    print(
+        "| program | chips | GB a chip | GFLOP | GB moved | floor, ms | compiler, ms | all of it | compiled in, CPU s |"
+    )
     print("|---|---:|---:|---:|---:|---:|---:|---:|---:|", flush=True)
     for program in programs():
         wanted = not arguments.names or any(word in program.name for word in arguments.names)

@@ -73,9 +73,8 @@ def image_run(folder, backbone, images, **settings):
     known = np.ones_like(labels)
     records = Records(files.ImageFiles(images, names), Labels(labels, known, ~known), names)
     loaded, old = training.load(run.folder / "backbone")
-    embedding.embed(
-        loaded, records, training.preprocessing(config), config.input, 8, run.folder / "embeddings" / "test"
-    )
+    size, folder = config.embed.batch_size, run.folder / "embeddings" / "test"
+    embedding.embed(loaded, records, training.preprocessing(config), config.input, size, folder)
     new = Heads(np.asarray(old.kernel) + 1, rng.normal(size=CATEGORIES).astype(np.float32))
     storage.write_heads(run.folder / "heads" / "final" / "heads.npz", new)
     logits = np.asarray(new(run.embeddings("test").z))
