@@ -137,12 +137,12 @@ def patches_kernel_gradient(x: Array, dy: Array, k: int, stride: int, pads: Pads
 
     def of_outputs(x: Array, dy: Array) -> Array:
         margins = [(k - 1 - before, k - 1 - after) for before, after in pads]
-        around = patches(jnp.pad(dy, ((0, 0), *margins, (0, 0))), x.shape[1:3], 1)
+        around = patches(jnp.pad(dy, ((0, 0), *margins, (0, 0))), (x.shape[1], x.shape[2]), 1)
         # What lies k - 1 pixels before an x has met the kernel's last tap there.
         return product(x, around).reshape(inputs, k, k, outputs)[:, ::-1, ::-1].transpose(1, 2, 0, 3)
 
     def of_inputs(x: Array, dy: Array) -> Array:
-        around = patches(jnp.pad(x, ((0, 0), *pads, (0, 0))), dy.shape[1:3], stride)
+        around = patches(jnp.pad(x, ((0, 0), *pads, (0, 0))), (dy.shape[1], dy.shape[2]), stride)
         return product(around, dy).reshape(k, k, inputs, outputs)
 
     gradient = of_outputs if stride == 1 and outputs <= inputs else of_inputs
