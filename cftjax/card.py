@@ -19,7 +19,17 @@ from cftjax.data.problems import few
 from cftjax.runs import Run
 from cftjax.tables import MEAN
 
-UNKNOWN = {"assume_negative": "counted as negative", "ignore": "did not count"}
+UNKNOWN = {
+    "assume_negative": "counted as negative",
+    "ignore": "did not count",
+    "weak_negative": "counted as negatives of little weight",
+    "smooth_negative": "counted as negative, with all targets smoothed",
+    "selective": "counted as negative where the category was unlikely",
+    "reject_large_loss": "counted as negative, but for those of the largest losses, which did not count",
+    "correct_large_loss": "counted as negative, but for those of the largest losses, which counted as positive",
+    "correct_large_loss_permanently": "counted as negative, but for those of the largest losses, which became positive",
+    "curriculum": "counted as what the model was sure of, and else not at all",
+}
 UNCERTAIN = {
     "negative": "as negative",
     "positive": "as positive",

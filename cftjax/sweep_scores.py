@@ -174,15 +174,17 @@ def to_csv(scores: Scores) -> str:
 def gains_to_csv(scores: Scores) -> str:
     """Every comparison at full precision, in [-1, 1]; undefined ones empty."""
     file = io.StringIO(newline="")
-    writer = csv.DictWriter(file, list(_gain_record(Gain("", "", 0, Interval(0, 0, 0, 0)))), lineterminator="\n")
+    titles = ["method", "over", "known_proportion", "value", "low", "high", "resamples"]
+    writer = csv.DictWriter(file, titles, lineterminator="\n")
     writer.writeheader()
     writer.writerows(_gain_record(gain) for gain in scores.gains)
     return file.getvalue()
 
 
 def _gain_record(gain: Gain) -> dict[str, Any]:
-    interval = {name: _defined(value) for name, value in dataclasses.asdict(gain.interval).items()}
-    return {"method": gain.name, "over": gain.over, "known_proportion": gain.proportion} | interval
+    ends = {name: _defined(getattr(gain.interval, name)) for name in ("value", "low", "high")}
+    named = {"method": gain.name, "over": gain.over, "known_proportion": gain.proportion}
+    return {**named, **ends, "resamples": gain.interval.resamples}
 
 
 def _defined(value: float) -> float | None:

@@ -102,6 +102,7 @@ def test_what_is_taken_has_labels_of_its_own_and_outlives_the_other_run(tmp_path
 def test_embedding_anew_leaves_what_was_taken_alone(tmp_path):
     source = embedded(tmp_path / "other").folder / "embeddings" / "train"
     folder = tmp_path / "own"
+    folder.mkdir()
     sharing.take(source, records(), folder)
     with embedding._append(source / embedding.PART, (3, 2), np.dtype(np.float32)) as file:
         file.write(np.zeros((3, 2), np.float32).tobytes())

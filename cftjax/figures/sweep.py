@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from cftjax.figures.style import BLUE, GREY, INK, ORANGE, only_text, quiet
 
 # Of the lines in their order, the strong one excepted.
-LINES = ((GREY, "s", "--"), (INK, "D", ":"), (ORANGE, "^", "-."), (ORANGE, "v", "-."))
+LINES = ((GREY, "s", "--"), (INK, "D", ":"), (ORANGE, "^", "-."), (ORANGE, "v", "-."), (INK, "o", "--"))
 
 
 def over_proportions(
