@@ -32,7 +32,6 @@ def embedded(folder, unopened=(), **settings):
     run = begun(folder, **settings)
     with run.stage("embeddings/train", SETTINGS, ["hidden"]) as stage:
         embedding.describe(stage.folder, records(), np.array(unopened, int))
-        storage.write_bytes(stage.folder / "z.npy", b"")
         np.save(stage.folder / "z.npy", Z)
     return run
 
