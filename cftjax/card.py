@@ -23,12 +23,12 @@ UNKNOWN = {
     "assume_negative": "counted as negative",
     "ignore": "did not count",
     "weak_negative": "counted as negatives of little weight",
-    "smooth_negative": "counted as negative, and every target was smoothed",
-    "selective": "counted as negative where the category was unlikely, and else did not count",
-    "reject_large_loss": "counted as negative, without those of the largest loss",
-    "correct_large_loss": "counted as negative, those of the largest loss as positive",
-    "correct_large_loss_permanently": "counted as negative, those of the largest loss as positive from then on",
-    "curriculum": "counted as what the model was sure of",
+    "smooth_negative": "counted as negative, with all targets smoothed",
+    "selective": "counted as negative where the category was unlikely",
+    "reject_large_loss": "counted as negative, but for those of the largest losses, which did not count",
+    "correct_large_loss": "counted as negative, but for those of the largest losses, which counted as positive",
+    "correct_large_loss_permanently": "counted as negative, but for those of the largest losses, which became positive",
+    "curriculum": "counted as what the model was sure of, and else not at all",
 }
 UNCERTAIN = {
     "negative": "as negative",

@@ -31,6 +31,8 @@ from cftjax.progress import Progress
 LABELS = ("labels", "known", "uncertain")
 UNOPENED = "unopened.json"
 NAMES = "names.json"
+# What an embedding under way goes on from: rows, and how many of them can be trusted.
+PART, MARKER = "z.npy.part", "progress.json"
 # Elements of the dense blocks in which labels are written, for those of a large set are stored sparse: 64 MB of bool.
 LABEL_ELEMENTS = 2**26
 
@@ -143,7 +145,7 @@ def embed(
     if (folder / "z.npy").is_file():
         return
     folder.mkdir(parents=True, exist_ok=True)
-    primary, part, marker = devices.is_primary(), folder / "z.npy.part", folder / "progress.json"
+    primary, part, marker = devices.is_primary(), folder / PART, folder / MARKER
     done: dict[str, Any] = {"rows": 0, "unopened": []}
     if marker.is_file() and part.is_file():
         done = storage.read_json(marker)
@@ -173,17 +175,23 @@ def embed(
                 storage.write_json(marker, done)
             shown.update(done["rows"], n)
     if primary:
-        _write_labels(folder, records.labels, np.asarray(done["unopened"], int))
-        if records.groups is not None:
-            _write(folder / "groups.npy", records.groups)
-        storage.write_json(folder / NAMES, [str(name) for name in records.names])
-        names = [str(records.names[row]) for row in done["unopened"]]
-        _write_unopened(folder, names)
+        names = describe(folder, records, np.asarray(done["unopened"], int))
         part.replace(folder / "z.npy")
         marker.unlink()
         if names:
             print(f"{folder.name}: left out, since they could not be opened: {few(names)}", flush=True)
     devices.barrier("embedding ends")
+
+
+def describe(folder: Path, records: types.Records, unopened: Int[np.ndarray, " m"]) -> list[str]:
+    """Write what stands beside the embeddings of a split: labels, groups and names; the names of rows not opened."""
+    _write_labels(folder, records.labels, unopened)
+    if records.groups is not None:
+        _write(folder / "groups.npy", records.groups)
+    storage.write_json(folder / NAMES, [str(name) for name in records.names])
+    names = [str(records.names[row]) for row in unopened]
+    _write_unopened(folder, names)
+    return names
 
 
 def save(folder: Path, embeddings: types.Embeddings) -> None:

@@ -15,7 +15,20 @@ from typing import Any
 import jax
 import numpy as np
 
-from cftjax import cli, devices, embedding, finetune, frozen, hosts, model, runs, storage, tensorboard, training
+from cftjax import (
+    cli,
+    devices,
+    embedding,
+    finetune,
+    frozen,
+    hosts,
+    model,
+    runs,
+    sharing,
+    storage,
+    tensorboard,
+    training,
+)
 from cftjax.config import Config, check_together, deciding
 from cftjax.data import cache, splits
 from cftjax.data.preprocessing import Box
@@ -63,7 +76,9 @@ def opened(loaded: Dataset, config: Config[Any], workdir: Path) -> Iterator[tupl
         yield run, dataset
 
 
-def train_backbone(run: Run, dataset: Dataset, config: Config[Any], needed: Sequence[str] = SPLITS) -> list[str]:
+def train_backbone(
+    run: Run, dataset: Dataset, config: Config[Any], needed: Sequence[str] = SPLITS, elsewhere: Sequence[Path] = ()
+) -> list[str]:
     """Train the backbone and embed splits with it, keeping what is done already.
 
     Args:
@@ -71,12 +86,13 @@ def train_backbone(run: Run, dataset: Dataset, config: Config[Any], needed: Sequ
         dataset: its data.
         config: its labels, input, backbone, training, embed and seed are read.
         needed: the splits to embed, of those that there are.
+        elsewhere: folders of runs from which a frozen backbone's embeddings are taken where they are the same.
 
     Returns:
         Keys of the stages that search and polish read.
     """
     if config.training.freeze_backbone:
-        return train_head(run, dataset, config, needed)
+        return train_head(run, dataset, config, needed, elsewhere)
     preprocessing = training.preprocessing(config)
     # Not what happens to bad images: a run that one has stopped goes on without it, and keeps what is done.
     given = dataclasses.replace(config.input, on_bad_image="raise")
@@ -103,7 +119,9 @@ def train_backbone(run: Run, dataset: Dataset, config: Config[Any], needed: Sequ
     return [*keys, stage.key]
 
 
-def train_head(run: Run, dataset: Dataset, config: Config[Any], needed: Sequence[str] = SPLITS) -> list[str]:
+def train_head(
+    run: Run, dataset: Dataset, config: Config[Any], needed: Sequence[str] = SPLITS, elsewhere: Sequence[Path] = ()
+) -> list[str]:
     """Embed splits with the pretrained backbone and train the head on them, keeping what is done already.
 
     Args:
@@ -111,6 +129,7 @@ def train_head(run: Run, dataset: Dataset, config: Config[Any], needed: Sequence
         dataset: its data.
         config: as for `train_backbone`.
         needed: the splits to embed besides those that training reads, of those that there are.
+        elsewhere: as for `train_backbone`.
 
     Returns:
         Keys of the stages that search and polish read.
@@ -125,10 +144,15 @@ def train_head(run: Run, dataset: Dataset, config: Config[Any], needed: Sequence
     for split in (s for s in SPLITS if s in {"train", "validation", *needed} and s in dataset.splits):
         with run.stage(f"embeddings/{split}", [embedded_with], [dataset.fingerprint]) as stage:
             if not stage.complete:
-                records, preprocessing = dataset.splits[split], training.preprocessing(config)
-                batch_size = config.embed.batch_size
-                classifier.eval()
-                embedding.embed(classifier.backbone, records, preprocessing, config.input, batch_size, stage.folder)
+                records = dataset.splits[split]
+                skip = config.input.on_bad_image == "skip"
+                same = sharing.find(run, split, [embedded_with], records, elsewhere, skip)
+                if same is None:
+                    preprocessing, batch_size = training.preprocessing(config), config.embed.batch_size
+                    classifier.eval()
+                    embedding.embed(classifier.backbone, records, preprocessing, config.input, batch_size, stage.folder)
+                elif devices.is_primary():
+                    sharing.take(same, records, stage.folder)
         keys[split] = stage.key
     read = [split for split in ("train", "validation") if split in keys]
     labels_settings, training_settings = deciding(config.labels, config.training)

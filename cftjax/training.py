@@ -479,12 +479,13 @@ class Training:
     def news(self) -> str:
         """The last loss and validation score in words."""
         history = self.history
-        words = f"loss {self.loss:.4f}"
+        # Of the first step it is not read yet.
+        words = [] if math.isnan(self.loss) else [f"loss {self.loss:.4f}"]
         if history.score and history.score[-1] is not None:
-            words += f", validation m{self.config.training.metric} {history.score[-1]:.4f}"
+            words.append(f"validation m{self.config.training.metric} {history.score[-1]:.4f}")
         if self.unopened:
-            words += f", {len(self.unopened)} images left out"
-        return words
+            words.append(f"{len(self.unopened)} images left out")
+        return ", ".join(words)
 
 
 def positive_weights(given: types.Labels, config: Config[Any]) -> Float32[np.ndarray, " c"] | None:

@@ -101,18 +101,36 @@ def test_the_sheet_marks_what_is_present_absent_and_not_known():
 
 def test_scores_over_proportions_run_from_left_to_right_and_stop_where_undefined():
     scores = {"Negative": np.array([[0.6, 0.5]]), "CFT final": np.array([[np.nan, 0.7]])}
-    figure = figures.over_proportions([0.9, 0.1], scores, metric="mAP", split="test")
+    figure = figures.over_proportions([0.9, 0.1], scores, strong="CFT final", metric="mAP", split="test")
     negative, final = (container.lines[0] for container in figure.axes[0].containers)
     np.testing.assert_allclose(negative.get_xydata(), [[10, 50], [90, 60]])
     np.testing.assert_allclose(final.get_xydata(), [[10, 70], [90, np.nan]])
     assert has_colour(pixels(figure), BLUE)
-    nothing = figures.over_proportions([0.5], {"Negative": np.array([[np.nan]])}, metric="mAP", split="test")
-    assert "undefined" in nothing.texts[0].get_text()
+    undefined = {"Negative": np.array([[np.nan]])}
+    for nothing in (
+        figures.over_proportions([0.5], undefined, strong="Negative", metric="mAP", split="test"),
+        figures.over_modes(undefined, {}, proportions=[0.5], metric="mAP", split="test"),
+    ):
+        assert "undefined" in nothing.texts[0].get_text()
+
+
+def test_modes_are_drawn_from_before_to_after_in_a_panel_for_each_proportion():
+    before = {"Negative": np.array([[0.5, 0.4], [0.7, 0.4]]), "Ignore": np.array([[0.6, 0.5], [0.6, 0.5]])}
+    after = {"Negative": before["Negative"] + 0.1}
+    figure = figures.over_modes(before, after, proportions=[0.5, 0.1], metric="mAP", split="test")
+    least, most = figure.axes
+    assert [ax.get_title() for ax in figure.axes] == ["10 % known", "50 % known"]
+    assert [label.get_text() for label in least.get_yticklabels()] == ["Negative", "Ignore"]
+    dots = [[container.lines[0].get_xdata()[0] for container in ax.containers] for ax in (least, most)]
+    np.testing.assert_allclose(dots, [[40, 50, 50], [60, 70, 60]])
+    (bars,) = most.containers[0].lines[2]
+    np.testing.assert_allclose(bars.get_segments()[0][:, 0], [60 - 10 * 2**0.5, 60 + 10 * 2**0.5])
+    assert has_colour(pixels(figure), BLUE)
 
 
 def test_several_seeds_are_drawn_as_mean_and_standard_deviation():
     scores = {"CFT final": np.array([[0.5, 0.6], [0.7, 0.6]])}
-    figure = figures.over_proportions([0.1, 0.9], scores, metric="mAP", split="test")
+    figure = figures.over_proportions([0.1, 0.9], scores, strong="CFT final", metric="mAP", split="test")
     line, _, (bars,) = figure.axes[0].containers[0].lines
     np.testing.assert_allclose(line.get_ydata(), [60, 60])
     np.testing.assert_allclose(bars.get_segments()[0][:, 1], [60 - 10 * 2**0.5, 60 + 10 * 2**0.5])

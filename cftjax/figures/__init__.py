@@ -11,13 +11,14 @@ from cftjax.figures.images import image_sheet
 from cftjax.figures.labels import label_counts
 from cftjax.figures.scores import before_after
 from cftjax.figures.search import search_history
-from cftjax.figures.sweep import over_proportions
+from cftjax.figures.sweep import over_modes, over_proportions
 
 __all__ = [
     "before_after",
     "heatmaps",
     "image_sheet",
     "label_counts",
+    "over_modes",
     "over_proportions",
     "precision_recall_and_roc",
     "reliability",
