@@ -16,7 +16,6 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -193,7 +192,8 @@ max_pool_3x3.defvjp(_pool_forward, _pool_backward)
 
 def ordinary_maxima(x: Array) -> Array:
     """By the reduction over windows, whose gradient takes a CPU as long as several convolutions."""
-    return nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+    pads = ((0, 0), (1, 1), (1, 1), (0, 0))
+    return lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), pads)
 
 
 def shifted_maxima(x: Array) -> Array:

@@ -139,7 +139,14 @@ def locate(source: str | Path) -> Path:
         repository, _, file = rest.partition("/")
         if not owner or not repository:
             raise ValueError(f"{source!r} names no repository: write hf:OWNER/NAME or hf:OWNER/NAME/FILE.")
-        return _from_hub(f"{owner}/{repository}", (file,) if file else HUB_FILES)
+        files = (file,) if file else HUB_FILES
+        found = _from_hub(f"{owner}/{repository}", files)
+        if found is None:
+            raise ValueError(
+                f"The hub's repository {owner}/{repository} has no {' or '.join(files)}: name the file, "
+                f"hf:{owner}/{repository}/FILE"
+            )
+        return found
     path = Path(source).expanduser()
     if not path.is_file():
         raise ValueError(f"There is no file of weights {path}; package:NAME and hf:OWNER/NAME are the other sources.")
@@ -239,7 +246,8 @@ def _described(source: str | Path) -> dict[str, Any]:
     path = locate(source)
     if str(source).startswith("hf:"):
         repository = "/".join(str(source).removeprefix("hf:").split("/")[:2])
-        path = _from_hub(repository, ("config.json",))
+        # Downloaded, it lies beside the weights.
+        _from_hub(repository, ("config.json",))
     beside = path.with_name("config.json")
     return storage.read_json(beside) if beside.is_file() else {}
 
@@ -256,14 +264,17 @@ def _in_package(name: str) -> Path:
     return found[0]
 
 
-def _from_hub(repository: str, files: Sequence[str]) -> Path:
-    """The first of `files` that the repository has, downloaded once."""
+def _from_hub(repository: str, files: Sequence[str]) -> Path | None:
+    """The first of `files` that the repository has, downloaded once; None where it has none of them."""
     try:
         import huggingface_hub  # pyright: ignore[reportMissingImports]
         from huggingface_hub import errors  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise ValueError(f"hf:{repository} needs huggingface_hub: pip install 'cftjax[hub]'") from None
     for file in files:
+        # What was asked for and was not there is remembered like what was, so that nothing is asked twice.
+        if huggingface_hub.try_to_load_from_cache(repository, file) is huggingface_hub._CACHED_NO_EXIST:
+            continue
         try:
             return Path(huggingface_hub.hf_hub_download(repository, file))
         except errors.EntryNotFoundError as e:
@@ -274,9 +285,7 @@ def _from_hub(repository: str, files: Sequence[str]) -> Path:
             if isinstance(e, errors.RepositoryNotFoundError):
                 raise ValueError(f"The hub has no public repository {repository}.") from None
             raise ValueError(_offline(repository)) from None
-    raise ValueError(
-        f"The hub's repository {repository} has no {' or '.join(files)}: name the file, hf:{repository}/FILE"
-    )
+    return None
 
 
 def _offline(repository: str) -> str:
