@@ -124,10 +124,11 @@ def kill_once(
     if code == 0:
         return {"ended": True}
     obeyed = {-number} if number == signal.SIGKILL else {128 + number}
-    # The command handles signals once its libraries are imported, until it has done everything.
-    if not opened or not remaining:
+    # The command handles signals until it has done everything.
+    if not remaining:
         obeyed |= {-number}
-    if code not in obeyed or (code > 0 and "Stopped" not in said):
+    # Before, libraries are imported, some of which end in a way of their own.
+    if opened and (code not in obeyed or (code > 0 and "Stopped" not in said)):
         event["wrong"] = f"exit code {code}: {said[-1500:]}"
     return event
 
