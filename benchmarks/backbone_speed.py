@@ -7,13 +7,15 @@ The environment is that of backbone_parity.py. Both sides run in turn, round by 
 with channels last; the table holds medians. `embed` is the forward pass by running statistics; `train` the forward pass
 with batch statistics and the gradients of all parameters, without the optimizer. FLOP are two per multiply-add of
 convolutions and matrix products, three forward passes for `train`; the share is that of the peak, which is measured by
-a product of large matrices, or given for an accelerator (--peak, TFLOP/s of all devices). Run it alone on idle cores,
-or the figures mean nothing.
+a product of large matrices, or given for an accelerator (--peak, TFLOP/s of all devices). `--products` times every
+convolution and matrix product of a call by itself, at its own shape, and adds them up: the throughput if nothing else
+took time, which is the floor that XLA's own kernels set. Run it alone on idle cores, or the figures mean nothing.
 """
 
 from __future__ import annotations
 
 import argparse
+import collections
 import contextlib
 import math
 import os
@@ -65,16 +67,57 @@ def flops(jaxpr: Any) -> float:
     return total
 
 
+PRODUCTS = ("dot_general", "conv_general_dilated")
+Products = collections.Counter[str]
+
+
+def products(jaxpr: Any, times: int = 1, found: Products | None = None, examples: dict[str, Any] | None = None) -> Any:
+    """How often each convolution and matrix product occurs in the form that this platform gets, and one of each."""
+    found, examples = Products() if found is None else found, {} if examples is None else examples
+    platform = jax.default_backend()
+    for equation in jaxpr.eqns:
+        params, name = equation.params, equation.primitive.name
+        if name in PRODUCTS:
+            shapes = [place.aval.str_short() for place in equation.invars]
+            key = f"{name} {shapes} {params}"
+            found[key] += times
+            examples[key] = equation
+        elif name == "cond" and params.get("branches_platforms"):
+            platforms = params["branches_platforms"]
+            chosen = next((i for i, names in enumerate(platforms) if names and platform in names), None)
+            branch = params["branches"][platforms.index(None) if chosen is None else chosen]
+            products(branch.jaxpr, times, found, examples)
+        else:
+            again = times * params["length"] if name == "scan" else times
+            for inner in jax.extend.core.jaxprs_in_params(params):
+                products(inner, again, found, examples)
+    return found, examples
+
+
+def seconds_of_products(jaxpr: Any, repeats: int = 3) -> float:
+    """What the convolutions and matrix products of a function take one by one, each the best of a few times."""
+    found, examples = products(jaxpr)
+    rng, total = np.random.default_rng(0), 0.0
+    for key, count in found.items():
+        equation = examples[key]
+        given = [jnp.asarray(rng.normal(size=x.aval.shape), x.aval.dtype) for x in equation.invars]
+        alone = jax.jit(lambda *xs, e=equation: e.primitive.bind(*xs, **e.params)).lower(*given).compile()
+        _seconds(lambda alone=alone, given=given: alone(*given))
+        total += count * min(_seconds(lambda alone=alone, given=given: alone(*given)) for _ in range(repeats))
+    return total
+
+
 class Ours(NamedTuple):
-    """One backbone, compiled."""
+    """One backbone, compiled; `products` are the seconds of its products alone, where they were asked for."""
 
     calls: dict[str, Call]
     compile_seconds: dict[str, float]
     flops: dict[str, float]
+    products: dict[str, float]
 
 
-def ours(name: str, size: int, batch_size: int, dtype: Any, remat: bool) -> Ours:
-    """Compile the two calls of a backbone."""
+def ours(name: str, size: int, batch_size: int, dtype: Any, remat: bool, alone: bool) -> Ours:
+    """Compile the two calls of a backbone; `alone` times their products as well."""
     net = nnx.jit(lambda: backbones.create(BackboneConfig(name, remat=remat), nnx.Rngs(0), dtype))()
     graphdef, *variables = nnx.split(net, nnx.Param, ...)
     params, rest = map(nnx.as_pure, variables)
@@ -96,14 +139,16 @@ def ours(name: str, size: int, batch_size: int, dtype: Any, remat: bool) -> Ours
         return jnp.mean(nats), nnx.as_pure(stats)
 
     counted = flops(jax.make_jaxpr(embed)(params, kernel).jaxpr)
-    calls, seconds = {}, {}
+    calls, seconds, floors = {}, {}, {}
     for call, function in {"embed": embed, "train": jax.value_and_grad(loss, (0, 1), has_aux=True)}.items():
+        if alone:
+            floors[call] = seconds_of_products(jax.make_jaxpr(function)(params, kernel).jaxpr)
         lowered = jax.jit(function).lower(params, kernel)
         begin = time.perf_counter()
         compiled = lowered.compile()
         seconds[call] = time.perf_counter() - begin
         calls[call] = lambda compiled=compiled: _seconds(lambda: compiled(params, kernel))
-    return Ours(calls, seconds, {"embed": counted, "train": 3 * counted})
+    return Ours(calls, seconds, {"embed": counted, "train": 3 * counted}, floors)
 
 
 def _seconds(call: Callable[[], Any]) -> float:
@@ -151,6 +196,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--remat", action="store_true")
+    parser.add_argument("--products", action="store_true", help="time the products of each call by themselves as well")
     parser.add_argument("--peak", type=float, help="TFLOP/s of the devices; measured if not given")
     parser.add_argument("-o", "--output", type=Path, help="the table as Markdown")
     options = parser.parse_args()
@@ -158,12 +204,12 @@ def main() -> None:
     lines = [
         f"Peak {peak / 1e9:.0f} GFLOP/s; {options.batch_size} images of {options.size} pixels, {options.dtype}.",
         "",
-        "| backbone | call | images/s | torch images/s | ratio | GFLOP/s | of peak | compiled in (s) |",
-        "|---|---|---|---|---|---|---|---|",
+        "| backbone | call | images/s | torch images/s | ratio | products alone | GFLOP/s | of peak | compiled (s) |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     print(*lines, sep="\n", flush=True)
     for name in options.only:
-        mine = ours(name, options.size, options.batch_size, jnp.dtype(options.dtype), options.remat)
+        mine = ours(name, options.size, options.batch_size, jnp.dtype(options.dtype), options.remat, options.products)
         sides = {"ours": mine.calls}
         with contextlib.ExitStack() as stack:
             if options.torch:
@@ -182,8 +228,9 @@ def main() -> None:
             rate = mine.flops[call] / median["ours"]
             other = f"{options.batch_size / median['torch']:.1f}" if "torch" in median else "-"
             ratio = f"{median['torch'] / median['ours']:.2f}" if "torch" in median else "-"
+            floor = f"{options.batch_size / mine.products[call]:.1f}" if mine.products else "-"
             lines.append(
-                f"| {name} | {call} | {options.batch_size / median['ours']:.1f} | {other} | {ratio} | "
+                f"| {name} | {call} | {options.batch_size / median['ours']:.1f} | {other} | {ratio} | {floor} | "
                 f"{rate / 1e9:.0f} | {rate / peak:.0%} | {mine.compile_seconds[call]:.1f} |"
             )
             print(lines[-1], flush=True)
