@@ -127,8 +127,9 @@ def kill_once(
     # The command handles signals until it has done everything.
     if not remaining:
         obeyed |= {-number}
-    # Before, libraries are imported, some of which end in a way of their own.
-    if opened and (code not in obeyed or (code > 0 and "Stopped" not in said)):
+    # Before, libraries are imported, some of which end by a signal of their own.
+    own = not opened and code < 0
+    if not own and (code not in obeyed or (code > 0 and "Stopped" not in said)):
         event["wrong"] = f"exit code {code}: {said[-1500:]}"
     return event
 
