@@ -234,6 +234,11 @@ class EmbedConfig:
     batch_size: int = 128
     """Images per step of each device: embeddings do not depend on how many devices there are."""
 
+    def __post_init__(self) -> None:
+        """Refuse what would stop the run after its training."""
+        if self.batch_size < 1:
+            raise ValueError(f"embed.batch-size {self.batch_size} must be at least 1")
+
 
 @dataclasses.dataclass(frozen=True)
 class InputConfig:

@@ -8,7 +8,7 @@ from flax import nnx
 
 from cftjax import devices, embedding, types
 from cftjax.backbones import resnet
-from cftjax.config import InputConfig
+from cftjax.config import EmbedConfig, InputConfig
 from cftjax.data import sparse
 from cftjax.data.images import ImageError
 from cftjax.data.preprocessing import Preprocessing
@@ -199,5 +199,7 @@ def test_files_with_pickled_objects_are_refused(tmp_path):
 
 
 def test_a_batch_of_no_images_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"embed.batch-size 0 must be at least 1"):
+        EmbedConfig(batch_size=0)
     with pytest.raises(ValueError, match=r"embed.batch_size 0 must be at least 1"):
         run(tmp_path, batch_size=0)
