@@ -46,7 +46,8 @@ def _record(path: Path, fields: dict[str, Any], mend: str) -> dict[str, Any]:
     return given
 
 
-def _stage_record(path: Path) -> dict[str, Any]:
+def stage_record(path: Path) -> dict[str, Any]:
+    """The stage.json of a stage, or ValueError naming file and mend."""
     return _record(path, STAGE, f"delete the folder {path.parent}, and the command makes that stage anew")
 
 
@@ -160,7 +161,7 @@ class Run:
         folder, settings = self.folder / name, json.loads(json.dumps(plain(settings)))
         record = folder / "stage.json"
         key = hashlib.sha256(json.dumps([name, settings, list(made_from)], sort_keys=True).encode()).hexdigest()[:16]
-        old = _stage_record(record) if record.is_file() else None
+        old = stage_record(record) if record.is_file() else None
         primary = devices.is_primary()
         # All hosts have read what is there before the first one changes it, and see the change before they go on.
         devices.barrier(f"{name} is read")
@@ -194,7 +195,7 @@ class Run:
     def seconds(self) -> dict[str, float]:
         """Stage -> seconds spent on it, over all attempts that were not killed outright."""
         found = sorted(self.folder.rglob("stage.json"), key=lambda path: path.stat().st_mtime)
-        return {path.parent.relative_to(self.folder).as_posix(): _stage_record(path)["seconds"] for path in found}
+        return {path.parent.relative_to(self.folder).as_posix(): stage_record(path)["seconds"] for path in found}
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:

@@ -36,7 +36,7 @@ def find(
         source = folder / "embeddings" / split
         if not (source / "stage.json").is_file() or not (source / "z.npy").is_file():
             continue
-        stage, config = storage.read_json(source / "stage.json"), Run(folder).config
+        stage, config = runs.stage_record(source / "stage.json"), Run(folder).config
         if not stage["complete"] or stage["settings"] != wanted:
             continue
         if config["preprocessing"] != run.config["preprocessing"]:

@@ -35,7 +35,7 @@ from cftjax.data.preprocessing import Box
 from cftjax.default import get_config
 from cftjax.mistakes import Heatmaps
 from cftjax.runs import Run
-from cftjax.types import SPLITS, Dataset
+from cftjax.types import SPLITS, Dataset, Heads
 
 
 def main() -> None:
@@ -113,10 +113,7 @@ def train_backbone(
                 records = dataset.splits[split]
                 embedding.embed(backbone, records, preprocessing, config.input, config.embed.batch_size, stage.folder)
         keys.append(stage.key)
-    with run.stage("heads/backbone", [], [trained.key]) as stage:
-        if not stage.complete and devices.is_primary():
-            storage.write_heads(stage.folder / "heads.npz", heads)
-    return [*keys, stage.key]
+    return [*keys, keep_heads(run, trained.key, heads)]
 
 
 def train_head(
@@ -162,10 +159,21 @@ def train_head(
             embeddings = {split: run.embeddings(split) for split in read}
             frozen.fit(dataset, embeddings, classifier, config, trained.folder)
     _, heads = training.load(trained.folder)
-    with run.stage("heads/backbone", [], [trained.key]) as stage:
+    return [*keys.values(), keep_heads(run, trained.key, heads)]
+
+
+def keep_heads(run: Run, trained: str, heads: Heads) -> str:
+    """Write the heads as training left them, for search and polish; the key of their stage.
+
+    Args:
+        run: of the experiment.
+        trained: key of the training.
+        heads: of its classifier.
+    """
+    with run.stage("heads/backbone", [], [trained]) as stage:
         if not stage.complete and devices.is_primary():
             storage.write_heads(stage.folder / "heads.npz", heads)
-    return [*keys.values(), stage.key]
+    return stage.key
 
 
 def heatmaps(run: Run) -> Heatmaps:
