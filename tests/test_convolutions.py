@@ -118,3 +118,12 @@ def test_equal_maxima_share_the_gradient():
     _, pull = jax.vjp(convolutions.max_pool_3x3, jnp.ones((1, 3, 3, 1)))
     (dx,) = pull(jnp.full((1, 2, 2, 1), 4.0))
     np.testing.assert_array_equal(dx[0, :, :, 0], [[1, 2, 1], [2, 4, 2], [1, 2, 1]])
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_what_is_kept_in_memory_is_what_came(dtype):
+    numbers = [0.0, -0.0, 1e-30, -3.3, 1 / 3, 6e30, float(jnp.finfo(dtype).max), np.inf, -np.inf, np.nan]
+    x = jnp.asarray(numbers, dtype)
+    kept = jax.jit(convolutions.in_memory)(x)
+    assert kept.dtype == dtype
+    assert np.asarray(kept).tobytes() == np.asarray(x).tobytes()

@@ -71,7 +71,7 @@ class Block(nnx.Module):
     def __call__(self, x: Float[jax.Array, "n h w c"]) -> Float[jax.Array, "n h w c"]:
         """Transform features."""
         y = self.norm(self.depthwise(x))
-        y = nnx.gelu(self.widen(y), approximate=False)
+        y = layers.gelu(self.widen(y))
         return x + self.scale(self.narrow(y))
 
 

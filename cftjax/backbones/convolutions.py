@@ -154,7 +154,7 @@ def patches_kernel_gradient(x: Array, dy: Array, k: int, stride: int, pads: Pads
 @jax.custom_vjp
 def pointwise_conv(x: Float[Array, "*n i"], kernel: Float[Array, "i o"]) -> Float[Array, "*n o"]:
     """A 1x1 convolution, as the matrix product it is."""
-    return x @ kernel
+    return lax.platform_dependent(x, cpu=in_memory, default=lambda x: x) @ kernel
 
 
 def _pointwise_backward(residuals: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
@@ -240,7 +240,7 @@ def _depthwise(x: Array, kernel: Array, stride: int, pads: Pads) -> Array:
     return lax.platform_dependent(
         x,
         kernel,
-        cpu=lambda x, kernel: shifted(x, kernel, stride, pads),
+        cpu=lambda x, kernel: _kept(shifted(x, kernel, stride, pads), kernel),
         default=lambda x, kernel: convolution(x, kernel, stride, pads),
     )
 
@@ -251,7 +251,7 @@ def _forward(x: Array, kernel: Array, stride: int, pads: Pads) -> tuple[Array, t
 
 def _backward(stride: int, pads: Pads, residuals: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
     def on_cpu(x: Array, kernel: Array, dy: Array) -> tuple[Array, Array]:
-        dx = shifted_input_gradient(dy, kernel, (x.shape[1], x.shape[2]), stride, pads)
+        dx = _kept(shifted_input_gradient(dy, kernel, (x.shape[1], x.shape[2]), stride, pads), kernel)
         return dx.astype(x.dtype), shifted_kernel_gradient(x, dy, kernel.shape[0], stride, pads).astype(kernel.dtype)
 
     def elsewhere(x: Array, kernel: Array, dy: Array) -> tuple[Array, Array]:
@@ -354,6 +354,22 @@ def shifted_kernel_gradient(x: Array, dy: Array, k: int, stride: int, pads: Pads
     passes = (x.reshape(n // images, images, *x.shape[1:]), dy.reshape(n // images, images, *dy.shape[1:]))
     start = jnp.zeros((k, k, c), jnp.float32)
     return lax.scan(lambda total, chunk: (total + taps(*chunk), None), start, passes)[0]
+
+
+def in_memory(x: Array) -> Array:
+    """The same, but computed once and stored.
+
+    XLA's CPU backend hands sums and matrix products to a library together with the elementwise operations that lead to
+    them, which that computes more slowly, and again for every sum. It does not have this operation, rounding to the
+    precision that x has already.
+    """
+    kind = jnp.finfo(x.dtype)
+    return lax.reduce_precision(x, kind.nexp, kind.nmant)
+
+
+def _kept(x: Array, kernel: Array) -> Array:
+    """Sums of many taps are worth a pass over the memory; sums of few are not, where batch normalisation follows."""
+    return in_memory(x) if kernel.shape[0] > UNROLLED else x
 
 
 def _window(x: Array, start: tuple[int, int], count: tuple[int, int], step: tuple[int, int]) -> Array:

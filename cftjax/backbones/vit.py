@@ -113,7 +113,7 @@ class Block(nnx.Module):
         """Transform tokens."""
         y = self.attention(self.norm1(x))
         x = x + (y if self.scale1 is None else self.scale1(y))
-        y = self.narrow(nnx.gelu(self.widen(self.norm2(x)), approximate=False))
+        y = self.narrow(layers.gelu(self.widen(self.norm2(x))))
         return x + (y if self.scale2 is None else self.scale2(y))
 
 
