@@ -54,8 +54,10 @@ def to_onnx(program: Program) -> bytes:
         import onnx  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ImportError(f"{ONNX_EXTRA} ({error})") from error
-    # It logs tracebacks of its plugins for libraries that do not concern us; what it cannot convert it raises.
-    logging.getLogger("jax2onnx").setLevel(logging.CRITICAL)
+    # They log tracebacks of plugins for libraries that do not concern us, and hundreds of shapes without a type; what
+    # cannot be converted is raised.
+    for name in ("jax2onnx", "onnx_ir"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     given = abstract_input(program)
     # Traced before jax2onnx looks at it, which would put operators of its own in the place of Flax's layers.
     flat = flattened(jax.make_jaxpr(program.function())(given))

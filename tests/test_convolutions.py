@@ -113,6 +113,23 @@ def test_a_kernel_gradient_by_patches_is_that_of_the_convolution(size, k, stride
         np.testing.assert_allclose(got, expected, atol=1e-5 * float(jnp.abs(expected).max()) * size[0])
 
 
+@pytest.mark.parametrize("size", [(8, 8), (11, 9)])
+def test_tiles_that_do_not_overlap_are_the_ordinary_convolution_in_value_and_gradient(size):
+    rng = np.random.default_rng(0)
+    x, kernel = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in [(2, *size, 3), (4, 4, 3, 5)])
+
+    def ours(x, kernel):
+        return convolutions.conv(x, kernel, stride=4, padding="none")
+
+    def ordinary(x, kernel):
+        return convolutions.ordinary_conv(x, kernel, 4, ((0, 0), (0, 0)))
+
+    (y, pull), (expected, expected_pull) = (jax.vjp(f, x, kernel) for f in (ours, ordinary))
+    dy = jnp.asarray(rng.normal(size=y.shape), jnp.float32)
+    for value, wanted in zip((y, *pull(dy)), (expected, *expected_pull(dy)), strict=True):
+        np.testing.assert_allclose(value, wanted, rtol=1e-5, atol=1e-5)
+
+
 def test_equal_maxima_share_the_gradient():
     # Of 3 x 3 equal pixels pool (0, 0) sees 2 x 2, (0, 1) the right 2 x 2, and so on: the middle is in all four.
     _, pull = jax.vjp(convolutions.max_pool_3x3, jnp.ones((1, 3, 3, 1)))

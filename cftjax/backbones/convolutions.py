@@ -88,8 +88,18 @@ def conv(
     k = kernel.shape[0]
     if k == 1:
         return pointwise_conv(x[:, ::stride, ::stride], kernel[0, 0])
+    if k == stride and padding == "none":
+        return pointwise_conv(_tiles(x, k), kernel.reshape(-1, kernel.shape[3]))
     pads = (pad_amounts(x.shape[1], k, stride, padding), pad_amounts(x.shape[2], k, stride, padding))
     return _conv(x, kernel, stride, pads)
+
+
+def _tiles(x: Array, k: int) -> Array:
+    """Squares of k x k pixels that do not overlap, each as one pixel of k * k times the channels."""
+    n, height, width, channels = x.shape
+    rows, columns = height // k, width // k
+    x = x[:, : rows * k, : columns * k].reshape(n, rows, k, columns, k, channels)
+    return x.swapaxes(2, 3).reshape(n, rows, columns, k * k * channels)
 
 
 # As for _depthwise, the custom gradient stands outside the choice of platform.

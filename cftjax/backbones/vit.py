@@ -171,7 +171,7 @@ class ViT(nnx.Module):
         if self.registers is not None:
             extra.append(self.registers.get_value())
         extra = jnp.concatenate(extra).astype(self.dtype)
-        x = jnp.concatenate([jnp.broadcast_to(extra, (n, *extra.shape)), x], axis=1)
+        x = jnp.concatenate([jnp.broadcast_to(extra[None], (n, *extra.shape)), x], axis=1)
         call = nnx.remat(Block.__call__) if self.remat else Block.__call__
         for block in self.blocks:
             x = call(block, x)
