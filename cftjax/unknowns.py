@@ -52,9 +52,9 @@ def weak_negative(
 ) -> Targets:
     """Unknown labels are negatives of little weight (WAN).
 
-    Source: Cole et al., "Multi-Label Learning from Single Positive Labels", CVPR 2021, equation 4. Their weight, for
-    images with a single known label, is 1 / (c - 1): then the assumed negatives of an image weigh what its positive
-    does.
+    Source: Cole et al., "Multi-Label Learning from Single Positive Labels", CVPR 2021, there the weak assume negative
+    loss. Their weight, for images with a single known label, is 1 / (c - 1): then the assumed negatives of an image
+    weigh what its positive does.
 
     Args:
         labels: in [0, 1], meaningful where known.
@@ -72,7 +72,7 @@ def smooth_negative(
 ) -> Targets:
     """Unknown labels are negatives, and every target is smoothed: 0 becomes smoothing / 2 and 1 as much less (AN-LS).
 
-    Source: Cole et al. 2021, equation 5.
+    Source: Cole et al. 2021, there assume negative with label smoothing.
 
     Args:
         labels: in [0, 1], meaningful where known.
@@ -99,8 +99,8 @@ def selective(
     They do not count among the `top` unknown labels of an image that the model finds likeliest (label likelihood), and
     in categories that are common (label prior).
     Source: Ben-Baruch et al., "Multi-label Classification with Partial Annotations using Class-aware Selective Loss",
-    CVPR 2022, section 3.2. Their code takes the likeliest of a whole batch; here an image does not depend on its
-    batch. Their decoupled focusing is the caller's loss.
+    CVPR 2022, there the selection by label likelihood and label prior. Their code takes the likeliest of a whole batch;
+    here an image does not depend on its batch. Their decoupled focusing is the caller's loss.
 
     Args:
         logits: of the model of the moment.
@@ -124,8 +124,8 @@ def large_losses(
 ) -> Bool[Array, "n c"]:
     """The unknown labels of a batch that cost most as negatives: many of those are positives in truth.
 
-    Source: Kim et al., "Large Loss Matters in Weakly Supervised Multi-Label Classification", CVPR 2022, section 3.2.
-    They reject them (LL-R), take them as positives in this step (LL-Ct) or for good (LL-Cp).
+    Source: Kim et al., "Large Loss Matters in Weakly Supervised Multi-Label Classification", CVPR 2022. They reject
+    them (LL-R), take them as positives in this step (LL-Ct) or for good (LL-Cp).
 
     Args:
         loss: of every label, the unknown ones taken as negative.
@@ -150,7 +150,7 @@ def curriculum(
     """Unknown labels are what the model is sure of, positive or negative, and do not count where it is not.
 
     Source: Durand et al., "Learning a Deep ConvNet for Multi-label Classification with Partial Labels", CVPR 2019,
-    section 3.3, strategy "score threshold". They label all images now and then, between trainings; here each step
+    there the curriculum by score threshold. They label all images now and then, between trainings; here each step
     labels its own.
 
     Args:
