@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from cftjax import backbones, losses
+from cftjax import backbones, cli, losses
 from cftjax.config import BackboneConfig
 
 TORCH_SIDE = Path(__file__).with_name("torch_backbones.py")
@@ -240,4 +240,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Generic, Literal, TextIO, TypeVar
 import jax
 import tyro
 
-from cftjax import checkpoints, hosts, interruption
+from cftjax import checkpoints, devices, hosts, interruption
 from cftjax.config import RECIPES, Config, HostsConfig, with_recipe
 
 D = TypeVar("D")
@@ -136,6 +136,7 @@ def run(main: Callable[[], None], stopped: str = "Stopped. The same command goes
         stopped: what is said after SIGTERM or Ctrl-C, where the work itself says nothing.
     """
     use_compilation_cache()
+    devices.keep_freed_memory()
     try:
         with warnings.catch_warnings(), interruption.handled(interruption.terminate, [signal.SIGTERM]):
             warnings.showwarning = show_warning

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import io
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -15,6 +17,23 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 AXIS = "data"
 
 T = TypeVar("T")
+
+# Of glibc's malloc.h.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+
+
+def keep_freed_memory() -> bool:
+    """Have the C library keep the memory that XLA frees, instead of giving it back to the system after every call.
+
+    The first touch of every page costs a CPU up to as much as the arithmetic (docs/backbones.md). A process holds as
+    much as it needed most.
+
+    Returns:
+        Whether the C library has the setting: glibc does.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    largest = 2**31 - 1
+    return mallopt is not None and all(mallopt(each, largest) for each in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD))
 
 
 def mesh(devices: Sequence[Any] | None = None) -> Mesh:

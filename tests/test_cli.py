@@ -1,3 +1,7 @@
+import ctypes
+import os
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -37,3 +41,32 @@ def test_what_the_user_can_mend_is_one_line_and_no_traceback(capsys, monkeypatch
             cli.run(fail)
         assert stopped.value.code == 1
         assert capsys.readouterr().err == "cftjax: error: a.dcm: run pip install\n"
+
+
+FAULTS = """
+import resource
+import sys
+
+import numpy as np
+
+from cftjax import devices
+
+if sys.argv[1] == "keep":
+    assert devices.keep_freed_memory()
+np.ones(2**26, np.uint8)
+begun = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    np.ones(2**26, np.uint8)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - begun)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "gnu_get_libc_version"), reason="no glibc")
+def test_freed_memory_is_kept_and_used_again():
+    def faults(word):
+        environment = {**os.environ, "NUMPY_MADVISE_HUGEPAGE": "0"}
+        command = [sys.executable, "-c", FAULTS, word]
+        return int(subprocess.run(command, check=True, capture_output=True, env=environment).stdout)
+
+    # However large the system's pages are.
+    assert 10 * faults("keep") < faults("give back")
