@@ -25,8 +25,8 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 def keep_freed_memory() -> bool:
     """Have the C library keep the memory that XLA frees, instead of giving it back to the system after every call.
 
-    The first touch of every page costs a CPU up to as much as the arithmetic (docs/backbones.md). A process holds as
-    much as it needed most.
+    On a CPU the first touch of fresh pages is a good part of a network's time (docs/backbones.md). A process then holds
+    as much as it ever needed.
 
     Returns:
         Whether the C library has the setting: glibc does.
