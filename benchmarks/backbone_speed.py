@@ -197,11 +197,13 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--remat", action="store_true")
     parser.add_argument("--products", action="store_true", help="time the products of each call by themselves as well")
+    parser.add_argument("--fresh", action="store_true", help="let the C library give freed memory back, as by default")
     parser.add_argument("--peak", type=float, help="TFLOP/s of the devices; measured if not given")
     parser.add_argument("-o", "--output", type=Path, help="the table as Markdown")
     options = parser.parse_args()
     # As the commands do; but no cache of compiled programs, whose compilation is timed here.
-    devices.keep_freed_memory()
+    if not options.fresh:
+        devices.keep_freed_memory()
     peak = options.peak * 1e12 if options.peak else matmul_peak()
     lines = [
         f"Peak {peak / 1e9:.0f} GFLOP/s; {options.batch_size} images of {options.size} pixels, {options.dtype}.",
