@@ -25,8 +25,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from cftjax import backbones, embedding
+from cftjax import backbones
 from cftjax.config import BackboneConfig
+from cftjax.embeddings import embed
 
 LIMIT = 1e-4
 TORCH_SIDE = Path(__file__).with_name("torch_backbones.py")
@@ -88,7 +89,7 @@ def compare(torch: str, comparison: Comparison, folder: Path) -> tuple[list[floa
             largest = np.abs(expected).max()
             if np.abs(expected[0] - expected[1]).max() < 0.01 * largest:
                 raise ValueError(f"{theirs}: the logits hardly depend on the image, and so show nothing")
-            z = embedding.forward(variables[0], nnx.as_pure(variables[1]), jnp.asarray(arrays[f"images_{size}"]))
+            z = embed.forward(variables[0], nnx.as_pure(variables[1]), jnp.asarray(arrays[f"images_{size}"]))
             differences.append(float(np.abs(np.asarray(heads(z)) - expected).max() / largest))
     return differences, parameters
 

@@ -32,8 +32,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from cftjax import backbones, devices, losses
+from cftjax import backbones, losses
 from cftjax.config import BackboneConfig
+from cftjax.runtime import devices
 
 TORCH_SIDE = Path(__file__).with_name("torch_backbones.py")
 # One member per family, and what torch's libraries call it.

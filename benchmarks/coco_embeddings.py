@@ -15,10 +15,12 @@ from pathlib import Path
 import numpy as np
 from flax import nnx
 
-from cftjax import backbones, cli, embedding, storage
+from cftjax import backbones, cli
 from cftjax.config import BackboneConfig, InputConfig
 from cftjax.data.coco import CocoData
-from cftjax.progress import Progress
+from cftjax.embeddings import embed
+from cftjax.runtime import storage
+from cftjax.runtime.progress import Progress
 
 
 def main() -> None:
@@ -42,7 +44,7 @@ def main() -> None:
         records = dataset.splits[split]
         parts = []
         with Progress(f"Embed {split}", unit="images") as shown:
-            for embedded in embedding.embed_rows(backbone, records, preprocessing, InputConfig(), 100):
+            for embedded in embed.embed_rows(backbone, records, preprocessing, InputConfig(), 100):
                 parts.append(embedded.z)
                 shown.update(sum(map(len, parts)), len(records))
         arrays[f"{split}_z"] = np.concatenate(parts)

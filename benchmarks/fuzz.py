@@ -33,13 +33,16 @@ import pyarrow.parquet
 import safetensors.numpy
 from PIL import Image
 
-from cftjax import bundles, decisions, embedding, members, runs, storage
+from cftjax import decisions, runs
 from cftjax.backbones import pretrained, torch_files
 from cftjax.config import Config, DecideConfig
-from cftjax.data import images
 from cftjax.data.coco import CocoData
 from cftjax.data.digits import DigitsData
+from cftjax.data.reading import images
 from cftjax.data.table import TableData
+from cftjax.embeddings import bundles, embed
+from cftjax.evaluation import models
+from cftjax.runtime import storage
 from cftjax.types import Embeddings, Heads
 
 SECONDS = 20
@@ -196,7 +199,7 @@ def write_run(folder: Path) -> runs.Run:
         storage.write_heads(stage.folder / "heads.npz", Heads(made["kernel"], made["bias"]))
     z, values = made["validation_z"], made["validation_labels"]
     seen = Embeddings(z, values == 1, ~np.isnan(values))
-    embedding.save(run.folder / "embeddings" / "validation", seen)
+    embed.save(run.folder / "embeddings" / "validation", seen)
     logits = np.asarray(run.heads("final")(z))
     fitted = decisions.fit(
         logits, seen.labels, seen.known, DecideConfig(), categories=run.categories, split="validation"
@@ -236,7 +239,7 @@ def predictions(folder: Path) -> Path:
 
 def read_predictions(folder: Path) -> None:
     """As `evaluate` reads them."""
-    _, read = members.of_files([folder / "model.csv"], ["model"], folder / "truth.csv", members.Reading())
+    _, read = models.of_files([folder / "model.csv"], ["model"], folder / "truth.csv", models.Reading())
     read[0].block(slice(0, 2))
 
 

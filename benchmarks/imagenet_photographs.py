@@ -24,11 +24,13 @@ from pathlib import Path
 import numpy as np
 from flax import nnx
 
-from cftjax import backbones, cli, embedding, storage
+from cftjax import backbones, cli
 from cftjax.config import BackboneConfig, InputConfig
 from cftjax.data import splits
 from cftjax.data.coco import CocoData
-from cftjax.progress import Progress
+from cftjax.embeddings import embed
+from cftjax.runtime import storage
+from cftjax.runtime.progress import Progress
 
 LIMIT = 0.4
 TORCH_SIDE = Path(__file__).with_name("torch_backbones.py")
@@ -72,7 +74,7 @@ def main() -> None:
         rows = np.flatnonzero((labels.sum(1) == 1) & labels[:, columns].any(1))
         chosen = splits.select(records, rows)
         with Progress(f"Classify {split}", unit="images") as shown:
-            for embedded in embedding.embed_rows(backbone, chosen, preprocessing, InputConfig(), 32):
+            for embedded in embed.embed_rows(backbone, chosen, preprocessing, InputConfig(), 32):
                 logits.append(np.asarray(heads(embedded.z)))
                 shown.update(sum(map(len, logits)) - sum(map(len, truths)), len(rows))
         truths.append(labels[rows][:, columns].argmax(1))

@@ -29,8 +29,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from cftjax import checkpoints, storage
 from cftjax.runs import Run
+from cftjax.runtime import checkpoints, storage
 
 # A signal -> how often it is drawn.
 SIGNALS = {signal.SIGKILL: 0.5, signal.SIGTERM: 0.35, signal.SIGINT: 0.15}

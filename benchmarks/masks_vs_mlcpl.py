@@ -20,7 +20,7 @@ from jaxtyping import Bool
 from mlcpl.datasets import core as mlcpl  # pyright: ignore[reportMissingImports]
 
 from cftjax import types
-from cftjax.data import labels
+from cftjax.data import hiding
 
 PROPORTIONS = (0.1, 0.3, 0.5, 0.9)
 KNOWN_PER_CATEGORY = (20, 100, 1000)
@@ -58,17 +58,17 @@ def compare(records: list[Record], c: int) -> Iterator[Comparison]:
         return hide(mlcpl.MLCPLDataset("", "", records, c)).records
 
     for p in PROPORTIONS:
-        yield f"uniform {p}", mlcpl.drop_labels_uniform(records, p), labels.hide_uniform(complete, p)
+        yield f"uniform {p}", mlcpl.drop_labels_uniform(records, p), hiding.hide_uniform(complete, p)
     yield (
         "single positive",
         theirs(lambda data: data.drop_labels_single_positive()),
-        labels.hide_all_but_single_positive(complete),
+        hiding.hide_all_but_single_positive(complete),
     )
     for k in KNOWN_PER_CATEGORY:
         yield (
             f"fixed {k} per category",
             theirs(lambda data, k=k: data.drop_labels_fix_per_category(k)),
-            labels.hide_fixed_per_category(complete, k),
+            hiding.hide_fixed_per_category(complete, k),
         )
 
 

@@ -18,7 +18,7 @@ from typing import TextIO
 import matplotlib.figure
 import numpy as np
 
-from cftjax import storage
+from cftjax.runtime import storage
 
 QUARTERS = 4
 

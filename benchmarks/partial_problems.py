@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from cftjax import storage
 from cftjax.cft.polish import polish
 from cftjax.config import LabelsConfig, PolishConfig
-from cftjax.data import labels as partial
+from cftjax.data import hiding
 from cftjax.data.splits import stratify
+from cftjax.runtime import storage
 from cftjax.types import Embeddings, Heads, Labels
 
 VALIDATION_SHARE = 0.2
@@ -56,7 +56,7 @@ def make(file: Path, hide: str, known_proportion: float, seed: int) -> Problem:
         positive = arrays[f"{split}_labels"]
         splits[split] = Labels(positive, np.ones_like(positive), np.zeros_like(positive))
     config = LabelsConfig(hide=hide, known_proportion=known_proportion, hide_seed=seed)  # pyright: ignore[reportArgumentType]
-    hidden = partial.hide(splits["train"], config)
+    hidden = hiding.hide(splits["train"], config)
     judging = stratify(splits["train"].labels, VALIDATION_SHARE, seed)
     learning = np.setdiff1d(np.arange(len(hidden.labels)), judging)
     train = Embeddings(arrays["train_z"][learning], hidden.labels[learning], hidden.known[learning])

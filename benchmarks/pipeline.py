@@ -23,11 +23,15 @@ import numpy as np
 import tyro
 from PIL import Image
 
-from cftjax import devices, training, types
+from cftjax import types
 from cftjax.config import BackboneConfig, Config, InputConfig, LabelsConfig, TrainingConfig
-from cftjax.data import files, pipeline, splits
+from cftjax.data import splits
 from cftjax.data.coco import CocoData
-from cftjax.data.preprocessing import Preprocessing
+from cftjax.data.reading import files
+from cftjax.input import pipeline
+from cftjax.input.preprocessing import Preprocessing
+from cftjax.runtime import devices
+from cftjax.training import loop
 
 # Steps that do not count: the first compiles, and the threads have worked ahead meanwhile.
 WARM_UP = 5
@@ -134,7 +138,7 @@ def waiting(dataset: types.Dataset, options: Options) -> tuple[float, float, flo
         training=TrainingConfig(batch_size=options.batch_size, max_steps=options.steps + WARM_UP),
     )
     with tempfile.TemporaryDirectory() as folder:
-        run = training.Training(training.Images(dataset, config), config, Path(folder), devices.mesh())
+        run = loop.Training(loop.Images(dataset, config), config, Path(folder), devices.mesh())
         run.iterator = timed = TimedIterator(run.iterator)  # type: ignore[assignment]
         seconds = []
         for _ in range(options.steps + WARM_UP):

@@ -38,10 +38,12 @@ from flax import nnx
 from jax.experimental import topologies
 from jax.sharding import Mesh, PartitionSpec
 
-from cftjax import backbones, devices, embedding, types
-from cftjax import train_step as steps
-from cftjax.cft import polish, problems, search
+from cftjax import backbones, types
+from cftjax.cft import packing, polish, search
 from cftjax.config import BackboneConfig, EmbedConfig, GAConfig, PolishConfig, TrainingConfig, TuningConfig, with_recipe
+from cftjax.embeddings import embed as embedding
+from cftjax.runtime import devices
+from cftjax.training import step as steps
 
 # Of one v5e chip: bfloat16 operations and bytes a second, bytes of memory, cycles a second.
 FLOPS, BANDWIDTH, MEMORY, CLOCK = 197e12, 819e9, 16 * 2**30, 1.5e9
@@ -100,15 +102,15 @@ def embed(mesh: Mesh, name: str, size: int, batch: int) -> Any:
     )
 
 
-def rows(mesh: Mesh, categories: int, known: int, genes: int, positives: int) -> problems.Rows:
+def rows(mesh: Mesh, categories: int, known: int, genes: int, positives: int) -> packing.Rows:
     """Packed rows of a group of categories, as `problems.rows_of` would make them on a TPU."""
-    length, split = problems.padded_length(known), devices.sharded(mesh)
+    length, split = packing.padded_length(known), devices.sharded(mesh)
     per_row = (categories, length)
-    return problems.Rows(
+    return packing.Rows(
         array((*per_row, genes), jnp.float32, split),
         array(per_row, jnp.float32, split),
         *(array(per_row, jnp.bool, split) for _ in range(3)),
-        slots=problems.positive_slots(positives, length, "tpu"),
+        slots=packing.positive_slots(positives, length, "tpu"),
     )
 
 

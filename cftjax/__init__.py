@@ -7,8 +7,10 @@ run.
 
 from __future__ import annotations
 
+import importlib
 import os
 from pathlib import Path
+from types import ModuleType
 
 from cftjax import losses, metrics
 from cftjax.cft.choose import choose
@@ -17,7 +19,7 @@ from cftjax.cft.search import search
 from cftjax.cft.tuning import fine_tune
 from cftjax.config import TuningConfig, with_recipe
 from cftjax.decisions import Decisions
-from cftjax.model import Model, load
+from cftjax.inference.model import Model, load
 from cftjax.runs import Run
 from cftjax.types import Embeddings, Heads
 
@@ -43,3 +45,14 @@ __all__ = [
 def open_run(folder: str | os.PathLike[str]) -> Run:
     """A finished or unfinished run: its `embeddings(split)`, `heads(stage)`, `categories` and `config`."""
     return Run(Path(folder))
+
+
+# Where these modules were before they had rooms of their own, as notebooks and scripts import them.
+_MOVED = {"bundles": "cftjax.embeddings.bundles", "formats": "cftjax.inference.formats"}
+
+
+def __getattr__(name: str) -> ModuleType:
+    """A module by the name that it had before."""
+    if name in _MOVED:
+        return importlib.import_module(_MOVED[name])
+    raise AttributeError(f"module 'cftjax' has no attribute {name!r}")

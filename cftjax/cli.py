@@ -17,8 +17,8 @@ from typing import Annotated, Any, Generic, Literal, TextIO, TypeVar
 import jax
 import tyro
 
-from cftjax import checkpoints, devices, hosts, interruption
 from cftjax.config import RECIPES, Config, HostsConfig, with_recipe
+from cftjax.runtime import checkpoints, devices, hosts, interruption
 
 D = TypeVar("D")
 

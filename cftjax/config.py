@@ -8,8 +8,6 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import tyro
 
-from cftjax.data.splits import SplitConfig
-
 Metric = Literal["AP", "AUROC"]
 PickRule = Literal["best", "one_se", "cross_validated", "shrunken"]
 Unknown = Literal[
@@ -84,6 +82,16 @@ class LabelsConfig:
             raise ValueError(f"labels.large-loss-share {self.large_loss_share} is not a share: use a value in [0, 1]")
         if not self.curriculum_score >= 0:
             raise ValueError(f"labels.curriculum-score {self.curriculum_score} is negative: use a logit of 0 or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitConfig:
+    """How validation images are taken from train, where the data set has no validation split."""
+
+    validation_share: float = 0.1
+    """The share of training images that become validation; 0 for no validation split."""
+    seed: int = 0
+    """The seed of the draw."""
 
 
 @dataclasses.dataclass(frozen=True)

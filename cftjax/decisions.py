@@ -16,8 +16,8 @@ from jaxtyping import Bool, Float, Int, Num, Shaped
 from scipy import optimize, special
 from sklearn.isotonic import IsotonicRegression
 
-from cftjax import storage
 from cftjax.config import DecideConfig
+from cftjax.runtime import storage
 from cftjax.types import Array
 
 # What decides where no threshold could be fitted.

@@ -14,13 +14,16 @@ from typing import Annotated, Literal
 
 import tyro
 
-from cftjax import cli, evaluation, members, prediction_files
+from cftjax import cli
 from cftjax.config import Metric
-from cftjax.evaluation import Combining, Thresholds
-from cftjax.members import Reading
-from cftjax.predictions import Predictions, Truth
-from cftjax.progress import Progress
+from cftjax.evaluation import content
+from cftjax.evaluation import files as prediction_files
+from cftjax.evaluation import models as members
+from cftjax.evaluation.content import Combining, Thresholds
+from cftjax.evaluation.models import Reading
 from cftjax.runs import Run
+from cftjax.runtime.progress import Progress
+from cftjax.scores.predictions import Predictions, Truth
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +93,7 @@ def main() -> None:
     validation = read_validation(options, runs, split, truth, models, reading)
     thresholds = Thresholds(options.threshold, options.thresholds, *rule_of(runs), refit=reading.aggregate is not None)
     metric: Metric = options.metric or (runs[0].config["settings"]["choose"]["metric"] if runs else "AP")
-    found = evaluation.with_ensemble(
+    found = content.with_ensemble(
         truth, models, options.combine, metric=metric, thresholds=thresholds, validation=validation
     )
     found = dataclasses.replace(found, notes=(*found.notes, *optimism(runs, split)))
@@ -98,7 +101,7 @@ def main() -> None:
         key = "Study" if truth.unit == "studies" else "path"
         prediction_files.write_predictions(options.ensemble_out, truth, found.each[-1], key)
     with Progress("Evaluate", unit="categories") as progress:
-        evaluation.report(
+        content.report(
             found,
             metric=metric,
             resamples=options.resamples,

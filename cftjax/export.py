@@ -15,11 +15,16 @@ import tyro
 from flax import nnx
 from jaxtyping import Float, UInt8
 
-from cftjax import card, cli, embedding, formats, programs, storage
-from cftjax.data.preprocessing import Preprocessing
+from cftjax import cli
 from cftjax.decisions import Decisions
-from cftjax.formats import Format
+from cftjax.embeddings import embed
+from cftjax.inference import formats
+from cftjax.inference import program as programs
+from cftjax.inference.formats import Format
+from cftjax.input.preprocessing import Preprocessing
+from cftjax.report import card
 from cftjax.runs import Run
+from cftjax.runtime import storage
 
 TOLERANCE = 1e-5
 # Logits may differ by so many times what the rounding of the input makes of them.
@@ -41,7 +46,7 @@ class Exporting:
     """The --workdir of a training or fine-tuning."""
     format: Format = "stablehlo"
     """StableHLO, which JAX runs on CPU, CUDA and TPU without this library; all weights as safetensors, which
-    `cftjax.formats.read` reads; or ONNX (pip install 'cftjax[onnx]')."""
+    `cftjax.inference.formats.read` reads; or ONNX (pip install 'cftjax[onnx]')."""
     output: Path | None = None
     """The folder of the files; None is `export` in the run."""
 
@@ -110,7 +115,7 @@ def expectation(run: Run) -> Expectation:
     images = generated(preprocessing.image_size)
     backbone, pixels = nnx.split(programs.load_backbone(run)), preprocessing.normalise(images)
     logits, moved = (
-        np.asarray(heads(embedding.forward(*backbone, x)))
+        np.asarray(heads(embed.forward(*backbone, x)))
         for x in (pixels, pixels * np.float32(1 + np.finfo(np.float32).eps))
     )
     return Expectation(images, logits, run.decisions(), float(np.abs(moved - logits).max()))

@@ -18,29 +18,17 @@ import jax
 import numpy as np
 import tyro
 
-from cftjax import (
-    bundles,
-    card,
-    cli,
-    decisions,
-    devices,
-    embedding,
-    hosts,
-    interruption,
-    metrics,
-    page,
-    report,
-    runs,
-    storage,
-    tensorboard,
-)
+from cftjax import cli, decisions, metrics, runs
 from cftjax.cft import tuning
 from cftjax.cft.search import Found
 from cftjax.config import ORDERS, HostsConfig, TuningConfig, with_recipe
-from cftjax.data.problems import few
-from cftjax.mistakes import Heatmaps
-from cftjax.progress import Progress
+from cftjax.embeddings import bundles, embed
+from cftjax.report import card, page, write
+from cftjax.report.mistakes import Heatmaps
 from cftjax.runs import Run
+from cftjax.runtime import devices, hosts, interruption, storage, tensorboard
+from cftjax.runtime.progress import Progress
+from cftjax.text import few
 from cftjax.types import SPLITS, Embeddings, Heads, Records
 
 
@@ -129,7 +117,7 @@ def tune(
         if not decided.complete and devices.is_primary():
             _decide(run, embeddings, config, decided.folder)
 
-    if not any(split in embeddings for split in report.SPLITS):
+    if not any(split in embeddings for split in write.SPLITS):
         if devices.is_primary():
             card.write(run)
             _say_cross_validated(run, config)
@@ -137,7 +125,7 @@ def tune(
     with run.stage("report", [config.report, config.choose.metric], [final.key]) as reported:
         if not reported.complete and devices.is_primary():
             choice = storage.read_json(run.folder / "heads" / "final" / "chosen.json")
-            report.write(
+            write.write(
                 reported.folder,
                 categories=run.categories,
                 embeddings=embeddings,
@@ -165,8 +153,8 @@ def _decide(run: Run, embeddings: Mapping[str, Embeddings], config: TuningConfig
     split = "validation" if "validation" in embeddings else "train"
     seen, final = embeddings[split], {"final": run.heads("final")}
     parts = []
-    for some in report.category_groups(*seen.labels.shape):
-        logits = report.logits(final, seen, some)["final"]
+    for some in write.category_groups(*seen.labels.shape):
+        logits = write.logits(final, seen, some)["final"]
         names = run.categories[some]
         parts.append(
             decisions.fit(
@@ -255,7 +243,7 @@ def _tune_stage(
             store = storage.FolderStore(folder / ("categories" if len(parts) == 1 else f"categories_{i}"))
             found.append(
                 tuning.run_stage(
-                    name, part, heads, config, jax.random.key(config.seed), store=store, progress=report, mesh=mesh
+                    name, part, heads, config, jax.random.key(config.seed), store=store, progress=write, mesh=mesh
                 )
             )
     if not devices.is_primary():
@@ -298,7 +286,7 @@ def main() -> None:
         for split, content in embeddings.items():
             with run.stage(f"embeddings/{split}", [], [digest]) as stage:
                 if not stage.complete and devices.is_primary():
-                    embedding.save(stage.folder, content)
+                    embed.save(stage.folder, content)
             keys.append(stage.key)
         with run.stage("heads/backbone", [], [digest]) as stage:
             if not stage.complete and devices.is_primary():

@@ -18,14 +18,17 @@ import numpy as np
 import tyro
 from jaxtyping import Bool, Float, UInt8
 
-from cftjax import cli, embedding, figures, predicted, storage
-from cftjax import model as models
+from cftjax import cli, figures
 from cftjax.config import InputConfig
-from cftjax.data import finding, images
-from cftjax.data.problems import closest, few
-from cftjax.model import Model, View
-from cftjax.predicted import Rows
-from cftjax.progress import Progress
+from cftjax.data.reading import finding, images
+from cftjax.embeddings import embed
+from cftjax.inference import model as models
+from cftjax.inference import output as predicted
+from cftjax.inference.model import Model, View
+from cftjax.inference.output import Rows
+from cftjax.runtime import storage
+from cftjax.runtime.progress import Progress
+from cftjax.text import closest, few
 
 # Errors printed at the end; the output has them all.
 MOST_PRINTED = 10
@@ -138,7 +141,7 @@ def predict(
     settings = InputConfig(workers=options.workers, on_bad_image="skip")
     positive, drawn, start = np.zeros(len(model.categories), int), 0, 0
     pictures = Pictures(model, files, options)
-    rows = embedding.embed_rows(looking.backbone, records, model.preprocessing, settings, size)
+    rows = embed.embed_rows(looking.backbone, records, model.preprocessing, settings, size)
     with (
         predicted.writing(options.output, model.categories) as add,
         Progress("Predict", unit="images") as shown,

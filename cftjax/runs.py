@@ -21,8 +21,10 @@ from typing import Any
 
 import jax
 
-from cftjax import decisions, devices, embedding, storage
+from cftjax import decisions
 from cftjax.decisions import Decisions
+from cftjax.embeddings import embed
+from cftjax.runtime import devices, storage
 from cftjax.types import SPLITS, Embeddings, Heads
 
 FORMAT = 1
@@ -143,11 +145,11 @@ class Run:
             raise FileNotFoundError(
                 f"{self.folder} has no split {split!r}; it has {', '.join(self.splits) or 'none yet'}"
             )
-        return embedding.load(folder)
+        return embed.load(folder)
 
     def names(self, split: str) -> list[str] | None:
         """What each row of a split's embeddings is called, such as its path; None in runs that do not say."""
-        return embedding.load_names(self.folder / "embeddings" / split)
+        return embed.load_names(self.folder / "embeddings" / split)
 
     @contextlib.contextmanager
     def stage(self, name: str, settings: Any, made_from: Sequence[str] = ()) -> Iterator[Stage]:

@@ -18,11 +18,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from cftjax import bootstrap, cli, devices, finetune, hosts, metrics, report, sweep_table, tables, train
+from cftjax import cli, finetune, metrics, train
 from cftjax.config import ORDERS, Config, Metric, Unknown, check_together
 from cftjax.default import get_config
+from cftjax.report import sweep_table, tables, write
+from cftjax.report.sweep_scores import MODES, Measured, Scores
 from cftjax.runs import Run
-from cftjax.sweep_scores import MODES, Measured, Scores
+from cftjax.runtime import devices, hosts
+from cftjax.scores import bootstrap
 from cftjax.types import SPLITS, Dataset
 
 D = TypeVar("D")
@@ -196,9 +199,9 @@ def measure(run: Run, split: str, metric: Metric, stages: Sequence[str], resampl
     n, c = embeddings.labels.shape
     scores = np.empty((len(stages), c), np.float32)
     samples = np.empty((len(stages), resamples, c), np.float32)
-    for some in report.category_groups(n, c):
+    for some in write.category_groups(n, c):
         labels, known = (np.asarray(x[:, some], bool) for x in (embeddings.labels, embeddings.known))
-        logits = report.logits(heads, embeddings, some)
+        logits = write.logits(heads, embeddings, some)
         scores[:, some] = [metrics.score(metric, logits[stage], labels, known) for stage in stages]
         drawn = bootstrap.resample(
             np.stack([logits[stage] for stage in stages]),

@@ -15,26 +15,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from cftjax import (
-    cli,
-    devices,
-    embedding,
-    finetune,
-    frozen,
-    hosts,
-    model,
-    runs,
-    sharing,
-    storage,
-    tensorboard,
-    training,
-)
+from cftjax import cli, finetune, runs
 from cftjax.config import Config, check_together, deciding
-from cftjax.data import cache, splits
-from cftjax.data.preprocessing import Box
+from cftjax.data import splits
 from cftjax.default import get_config
-from cftjax.mistakes import Heatmaps
+from cftjax.embeddings import embed
+from cftjax.inference import model
+from cftjax.input import cache
+from cftjax.input.preprocessing import Box
+from cftjax.report.mistakes import Heatmaps
 from cftjax.runs import Run
+from cftjax.runtime import devices, hosts, storage, tensorboard
+from cftjax.stages import sharing
+from cftjax.training import head, loop
 from cftjax.types import SPLITS, Dataset, Heads
 
 
@@ -69,7 +62,7 @@ def opened(loaded: Dataset, config: Config[Any], workdir: Path) -> Iterator[tupl
     check_together(config.labels, config.training)
     prepared = splits.prepare(loaded, config.labels, config.split)
     dataset = prepared.dataset
-    run = runs.create(workdir, config, dataset.categories, dataset.fingerprint, training.preprocessing(config))
+    run = runs.create(workdir, config, dataset.categories, dataset.fingerprint, loop.preprocessing(config))
     with run.writing():
         if prepared.validation_rows is not None and devices.is_primary():
             storage.write_arrays(run.folder / "validation_rows.npz", {"rows": prepared.validation_rows})
@@ -93,7 +86,7 @@ def train_backbone(
     """
     if config.training.freeze_backbone:
         return train_head(run, dataset, config, needed, elsewhere)
-    preprocessing = training.preprocessing(config)
+    preprocessing = loop.preprocessing(config)
     # Not what happens to bad images: a run that one has stopped goes on without it, and keeps what is done.
     given = dataclasses.replace(config.input, on_bad_image="raise")
     labels_settings, training_settings = deciding(config.labels, config.training)
@@ -102,16 +95,16 @@ def train_backbone(
         if not trained.complete:
             # Here and not batch by batch, so that a cache in memory serves every epoch's validation.
             records = {s: cache.cached(r, preprocessing, config.input) for s, r in dataset.splits.items()}
-            training.fit(dataclasses.replace(dataset, splits=records), config, trained.folder)
+            loop.fit(dataclasses.replace(dataset, splits=records), config, trained.folder)
 
     # Search and polish read embeddings only, so that other settings for them never touch the backbone again.
-    backbone, heads = training.load(trained.folder)
+    backbone, heads = loop.load(trained.folder)
     keys = []
     for split in (s for s in SPLITS if s in needed and s in dataset.splits):
         with run.stage(f"embeddings/{split}", [config.embed], [trained.key]) as stage:
             if not stage.complete:
                 records = dataset.splits[split]
-                embedding.embed(backbone, records, preprocessing, config.input, config.embed.batch_size, stage.folder)
+                embed.embed(backbone, records, preprocessing, config.input, config.embed.batch_size, stage.folder)
         keys.append(stage.key)
     return [*keys, keep_heads(run, trained.key, heads)]
 
@@ -131,7 +124,7 @@ def train_head(
     Returns:
         Keys of the stages that search and polish read.
     """
-    classifier = frozen.pretrained(config, len(dataset.categories))
+    classifier = head.pretrained(config, len(dataset.categories))
     # Labels do not enter embeddings: another mode for unknown ones trains another head on the same.
     embedded_with = dataclasses.asdict(config.embed) | {
         "backbone": config.backbone,
@@ -145,9 +138,9 @@ def train_head(
                 skip = config.input.on_bad_image == "skip"
                 same = sharing.find(run, split, [embedded_with], records, elsewhere, skip)
                 if same is None:
-                    preprocessing, batch_size = training.preprocessing(config), config.embed.batch_size
+                    preprocessing, batch_size = loop.preprocessing(config), config.embed.batch_size
                     classifier.eval()
-                    embedding.embed(classifier.backbone, records, preprocessing, config.input, batch_size, stage.folder)
+                    embed.embed(classifier.backbone, records, preprocessing, config.input, batch_size, stage.folder)
                 elif devices.is_primary():
                     sharing.take(same, records, stage.folder)
         keys[split] = stage.key
@@ -157,8 +150,8 @@ def train_head(
     with run.stage("backbone", trained_with, [keys[split] for split in read]) as trained:
         if not trained.complete:
             embeddings = {split: run.embeddings(split) for split in read}
-            frozen.fit(dataset, embeddings, classifier, config, trained.folder)
-    _, heads = training.load(trained.folder)
+            head.fit(dataset, embeddings, classifier, config, trained.folder)
+    _, heads = loop.load(trained.folder)
     return [*keys.values(), keep_heads(run, trained.key, heads)]
 
 

@@ -3,11 +3,14 @@
 import numpy as np
 from flax import nnx
 
-from cftjax import checkpoints, decisions, embedding, runs, storage, train_step
+from cftjax import decisions, runs
 from cftjax.config import BackboneConfig, Config, DecideConfig, LabelsConfig
 from cftjax.data.digits import DigitsData
-from cftjax.data.preprocessing import Preprocessing
+from cftjax.embeddings import embed
 from cftjax.finetune import Finetuning
+from cftjax.input.preprocessing import Preprocessing
+from cftjax.runtime import checkpoints, storage
+from cftjax.training import step
 from cftjax.types import Embeddings, Heads
 
 CATEGORIES = ("cat", "dog | wolf", "owl")
@@ -31,7 +34,7 @@ def make(folder, *, backbone=True, calibration="platt", splits=("train", "valida
         z = rng.normal(size=(40, dim)).astype(np.float32)
         truth = np.asarray(final(z)) + 10 * rng.normal(size=(40, 3)) > 0
         known = rng.random(truth.shape) < 0.8
-        embedding.save(folder / "embeddings" / split, Embeddings(z, truth & known, known, ~known & (z[:, :3] > 1)))
+        embed.save(folder / "embeddings" / split, Embeddings(z, truth & known, known, ~known & (z[:, :3] > 1)))
     judge = "validation" if "validation" in splits else "train"
     seen = run.embeddings(judge)
     config = DecideConfig(calibration=calibration)
@@ -45,7 +48,7 @@ def make(folder, *, backbone=True, calibration="platt", splits=("train", "valida
 
 
 def write_backbone(run, rng):
-    model = train_step.new_classifier(BackboneConfig(), len(CATEGORIES), np.float32, 0)
+    model = step.new_classifier(BackboneConfig(), len(CATEGORIES), np.float32, 0)
     _, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
     # Running statistics as training leaves them: a program in the wrong mode, or without them, says something else.
     for path, variable in nnx.to_flat_state(stats):

@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from cftjax import types
-from cftjax.data.problems import DataError
+from cftjax.data.reading.problems import DataError
 
 JUNK = st.one_of(
     st.none(),

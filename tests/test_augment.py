@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cftjax.data import augment
+from cftjax.input import augment
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (3, 20, 20, 3), np.uint8)

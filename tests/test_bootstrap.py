@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from cftjax import bootstrap, metrics
+from cftjax import metrics
+from cftjax.scores import bootstrap
 
 
 def tied(rng, n):

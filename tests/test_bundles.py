@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from cftjax import bundles
+from cftjax.embeddings import bundles
 
 N, D = 6, 3
 CATEGORIES = ("cat", "dog")

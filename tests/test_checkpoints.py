@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cftjax import checkpoints, devices
+from cftjax.runtime import checkpoints, devices
 
 
 def tree():

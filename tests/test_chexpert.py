@@ -6,7 +6,7 @@ from PIL import Image
 
 from cftjax.data import chexpert
 from cftjax.data.chexpert import CheXpertData
-from cftjax.data.problems import DataError
+from cftjax.data.reading.problems import DataError
 
 HEADER = ",".join(["Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *chexpert.FINDINGS])
 # Blank, uncertain, positive and negative cells of one training row, in the order of the findings.

@@ -12,7 +12,7 @@ from mutations import altered, check_sound_or_refused, damaged
 from PIL import Image
 
 from cftjax.data.coco import CocoData
-from cftjax.data.problems import DataError
+from cftjax.data.reading.problems import DataError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*no training image shows")
 

@@ -8,10 +8,10 @@ from PIL import Image
 from rich.console import Console
 
 from cftjax import cli, types
-from cftjax.config import LabelsConfig
+from cftjax.config import LabelsConfig, SplitConfig
 from cftjax.data import __main__ as command
-from cftjax.data import checking, images, overview, summary, workers
-from cftjax.data.splits import SplitConfig
+from cftjax.data.looking import checking, overview, summary, workers
+from cftjax.data.reading import images
 
 CONFIG = "configs/csv.py"
 SOUND = ["a.jpg", "b.jpg", "c.jpg", "d.jpg"]

@@ -5,7 +5,8 @@ import pytest
 from sklearn.datasets import load_digits
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-from cftjax.data import digits, scenes
+from cftjax.data import digits
+from cftjax.data.reading import scenes
 
 SMALL = digits.DigitsData(num_train=600, num_validation=20, num_test=20)
 

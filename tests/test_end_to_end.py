@@ -9,9 +9,10 @@ import pytest
 import safetensors.numpy
 
 import cftjax
-from cftjax import cli, finetune, interruption, train
+from cftjax import cli, finetune, train
 from cftjax.cft import tuning
 from cftjax.data.digits import DigitsData
+from cftjax.runtime import interruption
 
 OPTIONS = {
     "--data.num-train": "192",

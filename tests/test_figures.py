@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from cftjax import figures, reliability
+from cftjax import figures
+from cftjax.scores import reliability
 
 BLUE, ORANGE = (0x17, 0x66, 0xA6), (0xC8, 0x50, 0x0A)
 

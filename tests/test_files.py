@@ -6,8 +6,9 @@ import pytest
 from PIL import Image
 
 from cftjax import types
-from cftjax.data import files, sparse, splits
-from cftjax.data.problems import DataError, Problems
+from cftjax.data import sparse, splits
+from cftjax.data.reading import files
+from cftjax.data.reading.problems import DataError, Problems
 
 
 @pytest.fixture

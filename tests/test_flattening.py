@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cftjax.backbones import convolutions
-from cftjax.flattening import flattened
+from cftjax.inference.flattening import flattened
 
 
 def operations(function, *arguments):

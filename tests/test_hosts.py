@@ -12,9 +12,12 @@ import numpy as np
 import pytest
 
 import cftjax
-from cftjax import checkpoints, cli, default, devices, embedding, hosts, training
+from cftjax import cli, default
 from cftjax.config import HostsConfig
 from cftjax.data import splits
+from cftjax.embeddings import embed
+from cftjax.runtime import checkpoints, devices, hosts
+from cftjax.training import loop
 
 OPTIONS = {
     "--data.num-train": "96",
@@ -91,7 +94,7 @@ def test_two_hosts_train_as_one_with_the_same_devices(folder, tmp_path):
     experiment = cli.parse("", default.get_config, SMALL)
     config = experiment.config
     dataset = splits.prepare(config.data.load(), config.labels, config.split).dataset
-    alone = training.Training(training.Images(dataset, config), config, tmp_path, devices.mesh(jax.devices()[:2]))
+    alone = loop.Training(loop.Images(dataset, config), config, tmp_path, devices.mesh(jax.devices()[:2]))
     epochs = 2
     for _ in range(epochs * alone.steps_per_epoch):
         alone.step()
@@ -106,12 +109,12 @@ def test_two_hosts_train_as_one_with_the_same_devices(folder, tmp_path):
 @pytest.mark.hosts
 def test_two_hosts_embed_exactly_as_one_device(folder):
     run = cftjax.open_run(folder / "run")
-    backbone, _ = training.load(run.folder / "backbone", devices.mesh(jax.devices()[:1]))
+    backbone, _ = loop.load(run.folder / "backbone", devices.mesh(jax.devices()[:1]))
     config = cli.parse("", default.get_config, SMALL).config
     records = splits.prepare(config.data.load(), config.labels, config.split).dataset.splits["test"]
-    preprocessing = training.preprocessing(config)
+    preprocessing = loop.preprocessing(config)
     mesh = devices.mesh(jax.devices()[:1])
-    parts = embedding.embed_rows(backbone, records, preprocessing, config.input, 24, mesh=mesh)
+    parts = embed.embed_rows(backbone, records, preprocessing, config.input, 24, mesh=mesh)
     np.testing.assert_array_equal(run.embeddings("test").z, np.concatenate([part.z for part in parts]))
 
 

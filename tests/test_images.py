@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from cftjax.data import images
+from cftjax.data.reading import images
 
 RNG = np.random.default_rng(0)
 COLOUR = RNG.integers(0, 256, (48, 64, 3), np.uint8)

@@ -4,7 +4,8 @@ import threading
 
 import pytest
 
-from cftjax import cli, interruption
+from cftjax import cli
+from cftjax.runtime import interruption
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

@@ -5,7 +5,7 @@ import pytest
 
 from cftjax import types
 from cftjax.config import LabelsConfig
-from cftjax.data import labels, sparse
+from cftjax.data import hiding, labels, sparse
 
 NAN = np.nan
 # Positive, negative, uncertain and unknown in every mixture; row 2 has no positive, row 3 nothing at all.
@@ -33,10 +33,10 @@ def digest(found):
 
 
 HIDERS = {
-    "uniform": lambda given: labels.hide_uniform(given, 0.5),
-    "single positive": labels.hide_all_but_single_positive,
-    "fixed per category": lambda given: labels.hide_fixed_per_category(given, 20),
-    "uneven": lambda given: labels.hide_uneven(given, 0.5),
+    "uniform": lambda given: hiding.hide_uniform(given, 0.5),
+    "single positive": hiding.hide_all_but_single_positive,
+    "fixed per category": lambda given: hiding.hide_fixed_per_category(given, 20),
+    "uneven": lambda given: hiding.hide_uneven(given, 0.5),
 }
 every_hider = pytest.mark.parametrize("hider", HIDERS.values(), ids=HIDERS.keys())
 
@@ -117,19 +117,19 @@ def test_uniform_hiding_draws_positives_then_negatives_of_each_record():
     order = [(0, 0), (0, 3), (0, 1), (1, 1), (1, 2), (2, 0), (2, 1)]
     kept = [cell for cell in order if rng.random() < 0.5]
     assert 0 < len(kept) < len(order)
-    assert list(zip(*np.nonzero(labels.hide_uniform(given, 0.5).known), strict=True)) == sorted(kept)
+    assert list(zip(*np.nonzero(hiding.hide_uniform(given, 0.5).known), strict=True)) == sorted(kept)
 
 
 # Masks that mlcpl 0.1.7 made of the records of `partial()`: drop_labels_uniform and MLCPLDataset's other two.
 @pytest.mark.parametrize(
     ("hidden", "expected"),
     [
-        (lambda given: labels.hide_uniform(given, 0.1), "e6892b5fc765635b"),
-        (lambda given: labels.hide_uniform(given, 0.5), "5016cdc2685cf0f0"),
-        (lambda given: labels.hide_uniform(given, 0.9), "6a20c4e4c8174031"),
-        (labels.hide_all_but_single_positive, "8aede64fab462ded"),
-        (lambda given: labels.hide_fixed_per_category(given, 20), "991efb1bbbe13cc9"),
-        (lambda given: labels.hide_fixed_per_category(given, 1000), "710373f96387065f"),
+        (lambda given: hiding.hide_uniform(given, 0.1), "e6892b5fc765635b"),
+        (lambda given: hiding.hide_uniform(given, 0.5), "5016cdc2685cf0f0"),
+        (lambda given: hiding.hide_uniform(given, 0.9), "6a20c4e4c8174031"),
+        (hiding.hide_all_but_single_positive, "8aede64fab462ded"),
+        (lambda given: hiding.hide_fixed_per_category(given, 20), "991efb1bbbe13cc9"),
+        (lambda given: hiding.hide_fixed_per_category(given, 1000), "710373f96387065f"),
     ],
 )
 def test_masks_equal_the_published_ones(hidden, expected):
@@ -151,14 +151,14 @@ def test_hiding_changes_no_label_that_stays_and_leaves_no_trace_of_the_others(hi
 def test_uncertain_labels_do_not_disturb_the_published_order():
     certain = partial()
     hedged = types.Labels(certain.labels, certain.known, ~certain.known)
-    found = labels.hide_uniform(hedged, 0.5)
-    np.testing.assert_array_equal(found.known, labels.hide_uniform(certain, 0.5).known)
+    found = hiding.hide_uniform(hedged, 0.5)
+    np.testing.assert_array_equal(found.known, hiding.hide_uniform(certain, 0.5).known)
     assert abs(found.uncertain.sum() / hedged.uncertain.sum() - 0.5) < 0.1
 
 
 def test_single_positive_keeps_one_of_each_image_that_has_any():
     given = partial()
-    found = labels.hide_all_but_single_positive(given)
+    found = hiding.hide_all_but_single_positive(given)
     np.testing.assert_array_equal(found.known.sum(axis=1), np.minimum(given.labels.sum(axis=1), 1))
     np.testing.assert_array_equal(found.labels, found.known)
 
@@ -166,28 +166,28 @@ def test_single_positive_keeps_one_of_each_image_that_has_any():
 def test_fixed_per_category_keeps_as_many_positives_as_negatives():
     given = complete(60, 3)
     given.labels[:, 0] = np.arange(60) < 4
-    found = labels.hide_fixed_per_category(given, 21)
+    found = hiding.hide_fixed_per_category(given, 21)
     np.testing.assert_array_equal(found.labels.sum(axis=0), [4, 10, 10])
     np.testing.assert_array_equal((found.known & ~found.labels).sum(axis=0), [4, 10, 10])
 
 
 @pytest.mark.parametrize("p", [0.02, 0.3, 0.9])
 def test_uneven_hiding_keeps_the_share_asked_for_on_average(p):
-    found = labels.hide_uneven(complete(4000, 25), p)
+    found = hiding.hide_uneven(complete(4000, 25), p)
     # Five standard deviations of a binomial share; uneven probabilities only lower the variance.
     assert abs(found.known.mean() - p) < 5 * np.sqrt(p * (1 - p) / found.known.size)
 
 
 def test_uneven_hiding_differs_between_categories_and_between_images():
-    known = labels.hide_uneven(complete(4000, 25), 0.3).known
-    even = labels.hide_uneven(complete(4000, 25), 0.3, category_spread=0.0, image_spread=0.0).known
+    known = hiding.hide_uneven(complete(4000, 25), 0.3).known
+    even = hiding.hide_uneven(complete(4000, 25), 0.3, category_spread=0.0, image_spread=0.0).known
     for axis in (0, 1):
         assert known.mean(axis=axis).std() > 1.5 * even.mean(axis=axis).std()
     positive = complete(4000, 25).labels
     assert abs(known[positive].mean() - known[~positive].mean()) < 0.02
 
 
-@pytest.mark.parametrize("hider", [labels.hide_uniform, labels.hide_uneven])
+@pytest.mark.parametrize("hider", [hiding.hide_uniform, hiding.hide_uneven])
 def test_proportions_of_all_and_nothing_are_exact(hider):
     given = labels.from_values(VALUES)
     np.testing.assert_array_equal(labels.to_values(hider(given, 1.0)), VALUES)
@@ -204,33 +204,33 @@ def test_labels_of_which_none_is_known_stay_so(hider):
     ("config", "expected"),
     [
         (LabelsConfig(hide="none"), lambda given: given),
-        (LabelsConfig(hide="uniform", known_proportion=0.3), lambda given: labels.hide_uniform(given, 0.3)),
-        (LabelsConfig(hide="single_positive", hide_seed=1), lambda g: labels.hide_all_but_single_positive(g, 1)),
+        (LabelsConfig(hide="uniform", known_proportion=0.3), lambda given: hiding.hide_uniform(given, 0.3)),
+        (LabelsConfig(hide="single_positive", hide_seed=1), lambda g: hiding.hide_all_but_single_positive(g, 1)),
         (
             LabelsConfig(hide="fixed_per_category", known_per_category=8, hide_seed=2),
-            lambda given: labels.hide_fixed_per_category(given, 8, 2),
+            lambda given: hiding.hide_fixed_per_category(given, 8, 2),
         ),
-        (LabelsConfig(hide="uneven", known_proportion=0.2), lambda given: labels.hide_uneven(given, 0.2)),
+        (LabelsConfig(hide="uneven", known_proportion=0.2), lambda given: hiding.hide_uneven(given, 0.2)),
     ],
 )
 def test_settings_name_the_way_of_hiding(config, expected):
     given = complete(100, 4)
-    np.testing.assert_array_equal(labels.to_values(labels.hide(given, config)), labels.to_values(expected(given)))
+    np.testing.assert_array_equal(labels.to_values(hiding.hide(given, config)), labels.to_values(expected(given)))
 
 
 def test_only_settings_that_have_an_effect_describe_the_hiding():
-    assert labels.hiding(LabelsConfig(known_proportion=0.7)) == {"hide": "none"}
-    described = labels.hiding(LabelsConfig(hide="uniform", known_proportion=0.7, known_per_category=3))
+    assert hiding.hiding(LabelsConfig(known_proportion=0.7)) == {"hide": "none"}
+    described = hiding.hiding(LabelsConfig(hide="uniform", known_proportion=0.7, known_per_category=3))
     assert described == {"hide": "uniform", "known_proportion": 0.7, "hide_seed": 526}
 
 
 def test_impossible_settings_are_refused_by_name():
     given = complete(4, 2)
-    for hider in (labels.hide_uniform, labels.hide_uneven):
+    for hider in (hiding.hide_uniform, hiding.hide_uneven):
         with pytest.raises(ValueError, match=r"known_proportion is 1\.5"):
             hider(given, 1.5)
     with pytest.raises(ValueError, match="known_per_category is 1"):
-        labels.hide_fixed_per_category(given, 1)
+        hiding.hide_fixed_per_category(given, 1)
 
 
 @pytest.mark.parametrize("way", ["uniform", "single_positive", "fixed_per_category", "uneven"])
@@ -240,7 +240,7 @@ def test_sparse_labels_are_hidden_as_the_dense_ones_and_stay_sparse(way):
     uncertain = ~known & (rng.random((300, 9)) < 0.3)
     given = types.Labels(known & (rng.random((300, 9)) < 0.3), known, uncertain)
     config = LabelsConfig(hide=way, known_proportion=0.4, known_per_category=30)
-    dense, stored = labels.hide(given, config), labels.hide(sparse.of(given), config)
+    dense, stored = hiding.hide(given, config), hiding.hide(sparse.of(given), config)
     assert type(dense) is types.Labels
     assert isinstance(stored, sparse.SparseLabels)
     for part in ("labels", "known", "uncertain"):

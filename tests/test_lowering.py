@@ -9,11 +9,13 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from cftjax import backbones, devices, embedding, metrics, types
-from cftjax import train_step as steps
+from cftjax import backbones, metrics, types
 from cftjax.backbones import convolutions, vit
-from cftjax.cft import polish, problems, search
+from cftjax.cft import packing, polish, search
 from cftjax.config import BackboneConfig, GAConfig, PolishConfig, TrainingConfig, TuningConfig, with_recipe
+from cftjax.embeddings import embed
+from cftjax.runtime import devices
+from cftjax.training import step as steps
 
 PLATFORMS = ["tpu", "cuda"]
 PAPER = with_recipe(TuningConfig(), "paper")
@@ -64,7 +66,7 @@ def test_embedding_lowers_in_bfloat16(network):
     config = BackboneConfig(network, image_size=32)
     build = functools.partial(backbones.create, config, dtype=jnp.bfloat16)
     graphdef, variables = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
-    forward = functools.partial(embedding.forward, graphdef)
+    forward = functools.partial(embed.forward, graphdef)
     text = lowered(forward, nnx.as_pure(variables), array((2, 32, 32, 3)))
     products = re.findall(
         r"stablehlo.(?:dot_general|convolution).*: \(tensor<[\dx]*x(\w+)>, tensor<[\dx]*x(\w+)>\)", text
@@ -79,7 +81,7 @@ def test_the_search_lowers(config, slots):
     engine = search._Engine(config, 4, whole, None)
 
     def program(train, validation, seeds, words, limit):
-        train, validation = (problems.Rows(*rows, slots=slots) for rows in (train, validation))
+        train, validation = (packing.Rows(*rows, slots=slots) for rows in (train, validation))
         key = jax.random.wrap_key_data(words)
         return engine.advance(engine.start(train, validation, seeds, key), train, validation, key, limit)
 
@@ -94,7 +96,7 @@ def test_the_search_lowers(config, slots):
 @pytest.mark.parametrize("config", [PolishConfig(dimensions=4), PAPER.polish], ids=["newton", "adam"])
 def test_the_polish_lowers(config):
     def program(train, validation):
-        return polish._program(config, None)(problems.Rows(*train, slots=0), problems.Rows(*validation, slots=16))
+        return polish._program(config, None)(packing.Rows(*train, slots=0), packing.Rows(*validation, slots=16))
 
     assert "stablehlo.while" in lowered(program, columns(), columns())
 

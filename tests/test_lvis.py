@@ -11,7 +11,7 @@ from PIL import Image
 
 from cftjax.data import sparse
 from cftjax.data.lvis import LvisData
-from cftjax.data.problems import DataError
+from cftjax.data.reading.problems import DataError
 
 URL = "http://images.cocodataset.org/"
 CATEGORIES = [{"id": i, "name": name, "frequency": "r"} for i, name in ((5, "zebra"), (1, "aerosol_can"), (2, "apple"))]

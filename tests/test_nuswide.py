@@ -7,7 +7,7 @@ from mutations import check_sound_or_refused, damaged
 from PIL import Image
 
 from cftjax.data.nuswide import NusWideData
-from cftjax.data.problems import DataError
+from cftjax.data.reading.problems import DataError
 
 IMAGES = {"Train": ["actor\\0001_11.jpg", "zoo\\0001_12.jpg", "actor\\0002_13.jpg"], "Test": ["zoo\\0007_14.jpg"]}
 VALUES = {"sky": {"Train": [1, 0, 1], "Test": [0]}, "cat": {"Train": [0, 0, 1], "Test": [1]}}

@@ -9,7 +9,7 @@ from PIL import Image
 
 from cftjax.data import openimages
 from cftjax.data.openimages import OpenImagesData
-from cftjax.data.problems import DataError
+from cftjax.data.reading.problems import DataError
 
 CATEGORIES = ["/m/0c", "/m/0a", "/m/0b", "/m/0d"]
 TRAIN = """ImageID,Source,LabelName,Confidence

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from cftjax import config, types
-from cftjax.data import cache, images, pipeline
-from cftjax.data.preprocessing import Preprocessing
+from cftjax.data.reading import images
+from cftjax.input import cache, pipeline
+from cftjax.input.preprocessing import Preprocessing
 
 N, C, SIZE = 23, 3, 8
 RNG = np.random.default_rng(0)

@@ -8,8 +8,8 @@ import toy
 from sklearn.linear_model import LogisticRegression
 
 from cftjax import metrics
+from cftjax.cft import packing, spaces
 from cftjax.cft import polish as polishing
-from cftjax.cft import problems, spaces
 from cftjax.cft.choose import choose
 from cftjax.config import PolishConfig
 from cftjax.types import Embeddings, Heads
@@ -38,7 +38,7 @@ def rows_of_one_category(category):
     zero = Heads(np.zeros((3, 5), np.float32), np.zeros(3, np.float32))
     seen = spaces.see(TRAIN, zero, spaces.Space())
     return jax.tree.map(
-        lambda x: x[0], problems.rows_of(seen, [category], problems.Shape(256, 0), np.ones(3, np.float32))
+        lambda x: x[0], packing.rows_of(seen, [category], packing.Shape(256, 0), np.ones(3, np.float32))
     )
 
 
@@ -56,7 +56,7 @@ def test_newton_reaches_the_logistic_regression_of_scikit_learn():
 
 def test_pulls_towards_the_start_and_towards_zero_reach_the_least_objective():
     seen = spaces.see(TRAIN, toy.heads(), spaces.Space())
-    packed = problems.rows_of(seen, [0], problems.Shape(256, 0), np.ones(3, np.float32))
+    packed = packing.rows_of(seen, [0], packing.Shape(256, 0), np.ones(3, np.float32))
     rows = jax.tree.map(lambda x: jnp.asarray(x[0]), packed)
     towards, l2 = jnp.float32([1, 0]), jnp.float32([0.02, 0.02])
     found = jax.jit(lambda rows: polishing._newton(rows, towards, l2, 60))(rows)

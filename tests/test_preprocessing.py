@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from cftjax.data.preprocessing import Preprocessing
+from cftjax.input.preprocessing import Preprocessing
 
 RNG = np.random.default_rng(0)
 HALF = (0.5, 0.5, 0.5)

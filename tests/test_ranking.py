@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from cftjax.cft import problems, ranking
+from cftjax.cft import packing, ranking
 
 N, SLOTS = 24, 24
 WAYS = {
@@ -65,7 +65,7 @@ def test_a_groups_scores_are_lowered_for_accelerators(metric, slots):
     labels = np.tile(np.arange(64) < 9, (3, 1))
     scores = rng.normal(size=(3, 5, 64)).round(1).astype(np.float32)
     where = np.ones_like(labels)
-    score = jax.jit(lambda *arrays: problems.ranking_scores(metric, *arrays, slots))
+    score = jax.jit(lambda *arrays: packing.ranking_scores(metric, *arrays, slots))
     expected = [[oracle(metric, row, labels[0], where[0]) for row in each] for each in scores]
     np.testing.assert_allclose(score(scores, labels, where), expected, atol=1e-6)
     exported = jax.export.export(score, platforms=["tpu", "cuda"])(scores, labels, where)

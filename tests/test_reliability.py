@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from cftjax import reliability
+from cftjax.scores import reliability
 
 
 def test_reliability_bins_and_calibration_error_by_hand():

@@ -14,9 +14,10 @@ import pytest
 from PIL import Image
 
 import cftjax
-from cftjax import backbones, cli, evaluate, predict, runs, storage
+from cftjax import backbones, cli, evaluate, predict, runs
 from cftjax.backbones import resnet
 from cftjax.data.digits import DigitsData
+from cftjax.runtime import storage
 
 DATA = DigitsData(num_train=64, num_validation=48, num_test=48)
 FOLDERS = sorted((Path(__file__).parent / "data").glob("run-format-*"))

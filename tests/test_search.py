@@ -6,7 +6,7 @@ import pytest
 import toy
 
 from cftjax import metrics
-from cftjax.cft import problems, spaces
+from cftjax.cft import packing, spaces
 from cftjax.cft import search as searching
 from cftjax.config import GAConfig
 from cftjax.types import Embeddings, Heads
@@ -113,7 +113,7 @@ def test_a_search_stops_after_its_patience():
 def test_best_fitness_on_train_never_falls_under_the_published_operators():
     engine = searching._engine(PAPER, toy.DIM, True, None)
     seen = [spaces.see(s, toy.heads(), spaces.Space()) for s in (TRAIN, VALIDATION)]
-    rows = [problems.rows_of(s, [0], problems.Shape(256, 64), np.ones(3, np.float32), add_base=False) for s in seen]
+    rows = [packing.rows_of(s, [0], packing.Shape(256, 64), np.ones(3, np.float32), add_base=False) for s in seen]
     genes = np.append(toy.heads().kernel[0], 0.0).astype(np.float32)[None, None]
     state = engine.start(*rows, genes, KEY)
     best = []
@@ -148,7 +148,7 @@ def test_embeddings_per_category_are_searched_like_shared_ones(config):
 
 
 def test_the_refitted_bias_gives_the_known_share_of_positives():
-    bias = problems.refit_bias(toy.heads(), TRAIN, [0, 2])
+    bias = packing.refit_bias(toy.heads(), TRAIN, [0, 2])
     kernel = toy.heads().kernel
     for c in (0, 2):
         rows = TRAIN.known[:, c]
@@ -200,30 +200,30 @@ def test_a_better_seed_is_found_in_the_first_population():
 
 def test_padding_wastes_less_than_a_fifth_and_groups_hold_one_shape():
     for count in range(500, 30_000, 7):
-        assert count <= problems.padded_length(count)
-        assert count > 0.8 * problems.padded_length(count)
+        assert count <= packing.padded_length(count)
+        assert count > 0.8 * packing.padded_length(count)
     rng = np.random.default_rng(0)
     known = rng.random((6000, 40)) < np.linspace(0.05, 0.8, 40)
     labels = rng.random((6000, 40)) < 0.1
     seen = spaces.Seen(np.zeros((6000, 1), np.float32), np.zeros((6000, 40), np.float32), labels, known)
-    groups = problems.groups(seen, seen, range(40), 4)
+    groups = packing.groups(seen, seen, range(40), 4)
     assert sorted(c for group in groups for c in group.categories) == list(range(40))
     assert len({group.name for group in groups}) == len(groups)
     for group in groups:
         assert len(group.categories) <= 4
         for c in group.categories:
-            assert group.train.length == problems.padded_length(int(known[:, c].sum()))
-            assert group.validation.length == problems.padded_length(int(known[:, c].sum()), 1)
+            assert group.train.length == packing.padded_length(int(known[:, c].sum()))
+            assert group.validation.length == packing.padded_length(int(known[:, c].sum()), 1)
             positives = int((known & labels)[:, c].sum())
             assert positives <= group.train.slots or positives > max(
-                problems.COUNTED_POSITIVES, group.train.length // 16
+                packing.COUNTED_POSITIVES, group.train.length // 16
             )
 
 
 def test_packed_rows_hold_the_positives_first():
     seen = spaces.see(TRAIN, toy.heads(), spaces.Space())
-    shape = problems.Shape(256, 64)
-    rows = problems.rows_of(seen, [1], shape, np.ones(3, np.float32))
+    shape = packing.Shape(256, 64)
+    rows = packing.rows_of(seen, [1], shape, np.ones(3, np.float32))
     known = TRAIN.known[:, 1]
     positives = int((TRAIN.labels[:, 1] & known).sum())
     assert rows.labels[0, :positives].all()
@@ -267,7 +267,7 @@ def test_rows_drawn_for_a_generation_leave_every_category_something_to_rank():
 def spaces_rows(share_of_positives):
     rng = np.random.default_rng(0)
     labels, where = rng.random((1, 512)) < share_of_positives, np.arange(512)[None] < 400
-    return problems.Rows(np.zeros((1, 512, 2), np.float32), np.zeros((1, 512), np.float32), labels, where, where, 0)
+    return packing.Rows(np.zeros((1, 512, 2), np.float32), np.zeros((1, 512), np.float32), labels, where, where, 0)
 
 
 def test_restarts_go_on_where_patience_has_run_out():

@@ -4,8 +4,11 @@ import os
 import numpy as np
 import pytest
 
-from cftjax import embedding, runs, sharing, storage, types
+from cftjax import runs, types
 from cftjax.config import Config, LabelsConfig
+from cftjax.embeddings import embed
+from cftjax.runtime import storage
+from cftjax.stages import sharing
 
 SETTINGS = [{"backbone": "tiny", "batch_size": 4}]
 NAMES = ["a.png", "b.png", "c.png"]
@@ -31,7 +34,7 @@ def embedded(folder, unopened=(), **settings):
     """A run whose train split is embedded."""
     run = begun(folder, **settings)
     with run.stage("embeddings/train", SETTINGS, ["hidden"]) as stage:
-        embedding.describe(stage.folder, records(), np.array(unopened, int))
+        embed.describe(stage.folder, records(), np.array(unopened, int))
         np.save(stage.folder / "z.npy", Z)
     return run
 
@@ -79,7 +82,7 @@ def test_what_is_taken_has_labels_of_its_own_and_outlives_the_other_run(tmp_path
     folder = tmp_path / "own"
     folder.mkdir()
     # Of an embedding that was under way.
-    for name in (embedding.PART, embedding.MARKER):
+    for name in (embed.PART, embed.MARKER):
         (folder / name).write_text("half")
     if not links:
         monkeypatch.setattr(os, "link", lambda *paths: (_ for _ in ()).throw(OSError("not on this file system")))
@@ -88,14 +91,14 @@ def test_what_is_taken_has_labels_of_its_own_and_outlives_the_other_run(tmp_path
     assert "b.png" in capsys.readouterr().out
     for file in source.iterdir():
         file.unlink()
-    taken = embedding.load(folder)
+    taken = embed.load(folder)
     np.testing.assert_array_equal(taken.z, Z)
     # Nothing is known of an image that could not be opened.
     np.testing.assert_array_equal(taken.known[:, 0], [False, False, True])
     np.testing.assert_array_equal(taken.groups, [5, 5, 6])
     assert taken.unopened == ("b.png",)
-    assert embedding.load_names(folder) == NAMES
-    assert not {embedding.PART, embedding.MARKER} & {file.name for file in folder.iterdir()}
+    assert embed.load_names(folder) == NAMES
+    assert not {embed.PART, embed.MARKER} & {file.name for file in folder.iterdir()}
 
 
 def test_embedding_anew_leaves_what_was_taken_alone(tmp_path):
@@ -103,10 +106,10 @@ def test_embedding_anew_leaves_what_was_taken_alone(tmp_path):
     folder = tmp_path / "own"
     folder.mkdir()
     sharing.take(source, records(), folder)
-    with embedding._append(source / embedding.PART, (3, 2), np.dtype(np.float32)) as file:
+    with embed._append(source / embed.PART, (3, 2), np.dtype(np.float32)) as file:
         file.write(np.zeros((3, 2), np.float32).tobytes())
-    (source / embedding.PART).replace(source / "z.npy")
-    np.testing.assert_array_equal(embedding.load(folder).z, Z)
+    (source / embed.PART).replace(source / "z.npy")
+    np.testing.assert_array_equal(embed.load(folder).z, Z)
 
 
 def test_settings_of_a_run_are_dataclasses_or_plain(tmp_path):

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from cftjax import types
-from cftjax.config import LabelsConfig
-from cftjax.data import labels, sparse, splits
+from cftjax.config import LabelsConfig, SplitConfig
+from cftjax.data import hiding, sparse, splits
 
 CATEGORIES = ("rare", "common", "absent", "usual")
 FREQUENCIES = np.array([0.02, 0.5, 0.0, 0.15])
@@ -46,7 +46,7 @@ def shown(split):
 
 def test_every_record_goes_to_one_side_with_its_own_image_name_and_labels():
     given = dataset()
-    prepared = splits.prepare(given, NOTHING_HIDDEN, splits.SplitConfig())
+    prepared = splits.prepare(given, NOTHING_HIDDEN, SplitConfig())
     train, validation = prepared.dataset.splits["train"], prepared.dataset.splits["validation"]
     rows = prepared.validation_rows
     assert list(prepared.dataset.splits) == ["train", "validation", "test"]
@@ -61,9 +61,9 @@ def test_every_record_goes_to_one_side_with_its_own_image_name_and_labels():
 
 def test_masks_are_drawn_over_the_whole_train_split_and_validation_keeps_its_labels():
     given = dataset()
-    prepared = splits.prepare(given, HIDING, splits.SplitConfig())
+    prepared = splits.prepare(given, HIDING, SplitConfig())
     rows = prepared.validation_rows
-    hidden = labels.hide(given.splits["train"].labels, HIDING)
+    hidden = hiding.hide(given.splits["train"].labels, HIDING)
     rest = np.delete(np.arange(1000), rows)
     np.testing.assert_array_equal(prepared.dataset.splits["train"].labels.known, hidden.known[rest])
     assert prepared.dataset.splits["validation"].labels.known.all()
@@ -71,15 +71,13 @@ def test_masks_are_drawn_over_the_whole_train_split_and_validation_keeps_its_lab
 
 
 def test_hiding_does_not_change_which_rows_are_carved():
-    chosen = [
-        splits.prepare(dataset(), hiding, splits.SplitConfig()).validation_rows for hiding in (HIDING, NOTHING_HIDDEN)
-    ]
+    chosen = [splits.prepare(dataset(), hiding, SplitConfig()).validation_rows for hiding in (HIDING, NOTHING_HIDDEN)]
     np.testing.assert_array_equal(*chosen)
 
 
 def test_a_validation_split_of_the_data_set_is_kept_and_nothing_is_carved():
     given = dataset(validation=records(20, split=1))
-    prepared = splits.prepare(given, HIDING, splits.SplitConfig())
+    prepared = splits.prepare(given, HIDING, SplitConfig())
     assert prepared.validation_rows is None
     assert prepared.dataset.splits["validation"] is given.splits["validation"]
     assert len(prepared.dataset.splits["train"]) == 1000
@@ -87,7 +85,7 @@ def test_a_validation_split_of_the_data_set_is_kept_and_nothing_is_carved():
 
 
 def test_a_share_of_zero_leaves_no_validation():
-    prepared = splits.prepare(dataset(), NOTHING_HIDDEN, splits.SplitConfig(validation_share=0.0))
+    prepared = splits.prepare(dataset(), NOTHING_HIDDEN, SplitConfig(validation_share=0.0))
     assert list(prepared.dataset.splits) == ["train", "test"]
     assert prepared.validation_rows is None
 
@@ -122,7 +120,7 @@ def test_the_seed_decides_and_images_of_one_kind_are_drawn_evenly():
 def test_groups_stay_together_and_the_shares_still_hold(kind):
     groups = np.random.default_rng(1).integers(0, 900, 3000).astype(kind)
     given = dataclasses.replace(dataset(), splits={"train": records(3000, groups=groups)})
-    prepared = splits.prepare(given, HIDING, splits.SplitConfig(validation_share=0.2, seed=4))
+    prepared = splits.prepare(given, HIDING, SplitConfig(validation_share=0.2, seed=4))
     train, validation = prepared.dataset.splits["train"], prepared.dataset.splits["validation"]
     assert train.groups is not None
     assert validation.groups is not None
@@ -141,7 +139,7 @@ def test_carving_ignores_positives_that_are_not_known():
         splits.prepare(
             dataclasses.replace(given, splits={"train": dataclasses.replace(given.splits["train"], labels=found)}),
             NOTHING_HIDDEN,
-            splits.SplitConfig(),
+            SplitConfig(),
         ).validation_rows
         for found in (unknown, blank)
     ]
@@ -161,7 +159,7 @@ def test_selections_nest_and_can_be_sent_to_another_process():
 def test_fingerprint_tells_data_hiding_and_carving_apart_and_ignores_what_has_no_effect():
     def fingerprint(given=None, hiding=HIDING, **split):
         given = dataset(50) if given is None else given
-        return splits.prepare(given, hiding, splits.SplitConfig(**split)).dataset.fingerprint
+        return splits.prepare(given, hiding, SplitConfig(**split)).dataset.fingerprint
 
     different = [
         fingerprint(),
@@ -182,11 +180,11 @@ def test_fingerprint_tells_data_hiding_and_carving_apart_and_ignores_what_has_no
 @pytest.mark.parametrize(
     ("given", "split", "message"),
     [
-        (dataset(0), splits.SplitConfig(), "the train split is empty"),
-        (dataset(9, validation=records(0)), splits.SplitConfig(), "the validation split is empty"),
-        (dataset(3), splits.SplitConfig(), "leaves the validation split empty: train has 3 images in 3 groups"),
-        (dataset(9), splits.SplitConfig(validation_share=1.0), r"validation_share is 1\.0"),
-        (types.Dataset(CATEGORIES, {"test": records(3)}, ""), splits.SplitConfig(), "no train split, only test"),
+        (dataset(0), SplitConfig(), "the train split is empty"),
+        (dataset(9, validation=records(0)), SplitConfig(), "the validation split is empty"),
+        (dataset(3), SplitConfig(), "leaves the validation split empty: train has 3 images in 3 groups"),
+        (dataset(9), SplitConfig(validation_share=1.0), r"validation_share is 1\.0"),
+        (types.Dataset(CATEGORIES, {"test": records(3)}, ""), SplitConfig(), "no train split, only test"),
     ],
 )
 def test_empty_splits_are_refused(given, split, message):
@@ -197,7 +195,7 @@ def test_empty_splits_are_refused(given, split, message):
 def test_one_group_cannot_be_carved():
     alone = dataclasses.replace(dataset(), splits={"train": records(20, groups=np.zeros(20, int))})
     with pytest.raises(ValueError, match="20 images in 1 groups"):
-        splits.prepare(alone, NOTHING_HIDDEN, splits.SplitConfig(validation_share=0.5))
+        splits.prepare(alone, NOTHING_HIDDEN, SplitConfig(validation_share=0.5))
 
 
 def test_where_a_category_is_balanced_the_side_short_of_images_gets_the_next_group():
@@ -224,7 +222,7 @@ def too_large_to_be_dense(n=300_000, c=1000):
 @pytest.mark.parametrize("hide", ["none", "uniform", "single_positive", "fixed_per_category", "uneven"])
 def test_a_set_too_large_to_be_dense_is_hidden_and_carved_sparse(hide):
     given = too_large_to_be_dense()
-    prepared = splits.prepare(given, LabelsConfig(hide=hide), splits.SplitConfig())
+    prepared = splits.prepare(given, LabelsConfig(hide=hide), SplitConfig())
     train, validation = (prepared.dataset.splits[name] for name in ("train", "validation"))
     for split in (train, validation):
         assert isinstance(split.labels, sparse.SparseLabels)

@@ -8,10 +8,12 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from cftjax import checkpoints, cli, embedding, storage
+from cftjax import cli
 from cftjax.backbones import torch_files
-from cftjax.data.problems import DataError
+from cftjax.data.reading.problems import DataError
 from cftjax.data.table import TableData
+from cftjax.embeddings import embed
+from cftjax.runtime import checkpoints, storage
 
 
 def full(*args):
@@ -34,7 +36,7 @@ def test_a_write_to_a_full_disk_names_the_file_and_leaves_the_old_one(tmp_path, 
 def test_embeddings_written_to_a_full_disk_name_the_file():
     with (
         pytest.raises(OSError, match="No space left on device: '/dev/full'"),
-        embedding._append(storage.Path("/dev/full"), (4, 2), np.dtype(np.float32)) as file,
+        embed._append(storage.Path("/dev/full"), (4, 2), np.dtype(np.float32)) as file,
     ):
         file.flush()
 
@@ -59,7 +61,7 @@ def test_a_checkpoint_whose_writer_met_a_full_disk_says_so_with_the_folder(tmp_p
 @pytest.mark.parametrize("shape", [(0,), (3,), (2, 3)])
 def test_arrays_of_a_run_are_npy_files(tmp_path, dtype, shape):
     array = np.arange(np.prod(shape)).reshape(shape).astype(dtype)
-    embedding._write(tmp_path / "a.npy", array)
+    embed._write(tmp_path / "a.npy", array)
     np.testing.assert_array_equal(np.load(tmp_path / "a.npy", allow_pickle=False), array)
 
 

@@ -5,9 +5,10 @@ import pytest
 from PIL import Image
 
 from cftjax import types
-from cftjax.config import LabelsConfig
-from cftjax.data import files, sparse, summary
-from cftjax.data.splits import SplitConfig
+from cftjax.config import LabelsConfig, SplitConfig
+from cftjax.data import sparse
+from cftjax.data.looking import summary
+from cftjax.data.reading import files
 
 NAN = np.nan
 # Rows: images; columns: fox, hen, egg.

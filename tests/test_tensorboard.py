@@ -4,9 +4,12 @@ import struct
 
 import numpy as np
 import pytest
-from test_training import BATCH, STEPS_PER_EPOCH, config, dataset, send_after, tiny  # noqa: F401
+from test_training_loop import BATCH, STEPS_PER_EPOCH, config, dataset, send_after, tiny  # noqa: F401
 
-from cftjax import finetune, storage, tensorboard, train_step, training
+from cftjax import finetune
+from cftjax.runtime import storage, tensorboard
+from cftjax.training import loop
+from cftjax.training import step as train_step
 
 
 def events(folder):
@@ -30,10 +33,10 @@ def events(folder):
 def test_an_interrupted_training_logs_every_step_once_and_what_it_did(tmp_path, tiny, monkeypatch):  # noqa: F811
     pytest.importorskip("tensorboardX")
     logged = dataclasses.replace(config(), tensorboard=True)
-    history = training.fit(dataset(), logged, tmp_path / "whole")
+    history = loop.fit(dataset(), logged, tmp_path / "whole")
     whole = events(tmp_path / "whole" / "tensorboard")
 
-    real, flushed = training.Training.save, []
+    real, flushed = loop.Training.save, []
 
     def killed(self, *args):
         real(self, *args)
@@ -47,12 +50,12 @@ def test_an_interrupted_training_logs_every_step_once_and_what_it_did(tmp_path, 
             raise RuntimeError("killed")
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.Training, "save", killed)
+        patch.setattr(loop.Training, "save", killed)
         with pytest.raises(RuntimeError, match="killed"):
-            training.fit(dataset(), logged, tmp_path / "killed")
+            loop.fit(dataset(), logged, tmp_path / "killed")
     with pytest.raises(KeyboardInterrupt):
-        training.fit(dataset(change=send_after(2 * BATCH, signal.SIGTERM)), logged, tmp_path / "killed")
-    assert training.fit(dataset(), logged, tmp_path / "killed") == history
+        loop.fit(dataset(change=send_after(2 * BATCH, signal.SIGTERM)), logged, tmp_path / "killed")
+    assert loop.fit(dataset(), logged, tmp_path / "killed") == history
     found = events(tmp_path / "killed" / "tensorboard")
     assert found == whole
     assert [step for step, _ in found["training/loss"]] == list(range(1, 2 * STEPS_PER_EPOCH + 1))

@@ -9,7 +9,7 @@ from array_record.python import array_record_module
 from PIL import Image
 
 from cftjax.data import chexpert, tfds
-from cftjax.data.problems import DataError
+from cftjax.data.reading.problems import DataError
 from cftjax.data.tfds import TfdsData
 
 features = tensorflow_datasets.features

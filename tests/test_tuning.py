@@ -6,7 +6,7 @@ import toy
 
 import cftjax
 from cftjax import metrics
-from cftjax.cft import picking, tuning
+from cftjax.cft import rules, tuning
 from cftjax.config import GAConfig, PolishConfig, TuningConfig
 from cftjax.types import Embeddings
 
@@ -46,7 +46,7 @@ def test_without_a_validation_split_the_known_training_labels_are_cross_validate
 
 def test_every_known_label_judges_in_exactly_one_fold_and_teaches_in_the_others():
     parts = tuning.parts(TRAIN, None, toy.heads(), SMALL)
-    assert len(parts) == picking.FOLDS
+    assert len(parts) == rules.FOLDS
     np.testing.assert_array_equal(sum(part.validation.known.astype(int) for part in parts), TRAIN.known)
     for part in parts:
         np.testing.assert_array_equal(part.train.known | part.validation.known, TRAIN.known)

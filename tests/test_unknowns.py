@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cftjax import config, losses, unknowns
+from cftjax import config, losses
 from cftjax.config import LabelsConfig, TrainingConfig
+from cftjax.training import unknowns
 
 N, C = 6, 5
 rng = np.random.default_rng(0)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from mutations import check_sound_or_refused, damaged
 from PIL import Image
 
-from cftjax.data.problems import DataError
+from cftjax.data.reading.problems import DataError
 from cftjax.data.voc import VocData
 
 SETS = {

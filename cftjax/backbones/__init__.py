@@ -18,7 +18,7 @@ from flax import nnx
 
 from cftjax.backbones import convnext, densenet, efficientnet, pretrained, resnet, vit
 from cftjax.config import BackboneConfig
-from cftjax.data.preprocessing import Preprocessing
+from cftjax.input.preprocessing import Preprocessing
 from cftjax.types import Heads
 
 

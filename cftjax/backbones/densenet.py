@@ -15,7 +15,7 @@ from flax import nnx
 from jaxtyping import Float
 
 from cftjax.backbones import convolutions, layers, pretrained
-from cftjax.data.preprocessing import Preprocessing
+from cftjax.input.preprocessing import Preprocessing
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,7 @@ from flax import nnx
 
 from cftjax.backbones import convolutions, layers, pretrained
 from cftjax.backbones.inverted_residuals import Activation, BlockShape, Build, InvertedResiduals
-from cftjax.data.preprocessing import Preprocessing
+from cftjax.input.preprocessing import Preprocessing
 
 
 class Stage(NamedTuple):

@@ -13,9 +13,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float
 
-from cftjax import storage, types
+from cftjax import types
 from cftjax.backbones import torch_files
-from cftjax.data.preprocessing import Preprocessing
+from cftjax.input.preprocessing import Preprocessing
+from cftjax.runtime import storage
 
 ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".npz")
 LEARNT = ("pool.query",)

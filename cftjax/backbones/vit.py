@@ -16,7 +16,7 @@ from flax import nnx
 from jaxtyping import Float
 
 from cftjax.backbones import layers, pretrained
-from cftjax.data.preprocessing import Preprocessing
+from cftjax.input.preprocessing import Preprocessing
 
 EPSILON = 1e-6
 

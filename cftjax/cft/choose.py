@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float
 
-from cftjax.cft import picking, problems
+from cftjax.cft import packing, rules
 from cftjax.config import ChooseConfig
 from cftjax.types import Embeddings, Heads
 
@@ -55,7 +55,7 @@ def mixtures(
         for share in shares:
             kernel = (1 - share) * scale * np.asarray(old.kernel) + share * np.asarray(new.kernel)
             mixed = Heads(kernel.astype(np.float32), np.asarray(new.bias))
-            bias = problems.refit_bias(mixed, train, range(len(kernel)))
+            bias = packing.refit_bias(mixed, train, range(len(kernel)))
             found[f"{name} x{share:g}"] = Heads(mixed.kernel, bias)
     return found
 
@@ -93,15 +93,15 @@ def choose(
         some_heads = (Heads(np.asarray(h.kernel)[some], np.asarray(h.bias)[some]) for h in candidates.values())
         logits = np.stack([np.asarray(heads(z)) for heads in some_heads])
         labels, known = (np.asarray(x[:, some], bool) for x in (validation.labels, validation.known))
-        judged.append(picking.judge(config.rule, config.metric, logits, labels, known, validation.groups))
-    untuned = problems.untunable(train, validation)
-    whole = picking.joined(judged)
+        judged.append(rules.judge(config.rule, config.metric, logits, labels, known, validation.groups))
+    untuned = packing.untunable(train, validation)
+    whole = rules.joined(judged)
     worth, scores = whole.scores.copy(), dict(zip(order, whole.scores, strict=True))
     for i, name in enumerate(order):
         fair = (fair_scores or {}).get(name.split(" x")[0])
         if fair is not None and config.rule != "best":
             worth[i] = np.where(np.isnan(fair), worth[i], fair)
-    picked = picking.pick(config.rule, dataclasses.replace(whole, scores=worth))
+    picked = rules.pick(config.rule, dataclasses.replace(whole, scores=worth))
     picked[list(untuned)] = 0
     # A head that a later stage left as it was bears the name of the stage that made it.
     kernels = [np.asarray(heads.kernel) for heads in candidates.values()]

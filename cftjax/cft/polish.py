@@ -21,12 +21,13 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, Int
 
-from cftjax import devices, losses
-from cftjax.cft import picking, problems, spaces
-from cftjax.cft.problems import Rows
+from cftjax import losses
+from cftjax.cft import packing, rules, spaces
+from cftjax.cft.packing import Rows
 from cftjax.cft.search import Progress, Store
 from cftjax.cft.spaces import Space
 from cftjax.config import PolishConfig
+from cftjax.runtime import devices
 from cftjax.types import Embeddings, Heads
 
 
@@ -190,7 +191,7 @@ def _descend(train: Rows, validation: Rows, towards: jax.Array, l2: jax.Array, c
         product = jnp.einsum("sr,kr->sk", genes, validation.z, precision=jax.lax.Precision.HIGHEST)
         logits = product + towards[:, None] * validation.base[None, :]
         labels, where = (jnp.asarray(x)[None] for x in (validation.labels, validation.where))
-        return problems.ranking_scores(config.metric, logits[None], labels, where, validation.slots)[0]
+        return packing.ranking_scores(config.metric, logits[None], labels, where, validation.slots)[0]
 
     nowhere = jnp.zeros((1, train.z.shape[-1]))
     before = score(nowhere, jnp.ones(1))[0]
@@ -249,7 +250,7 @@ def polish(
         raise ValueError("polish.optimizer newton minimises bce alone: use --polish.optimizer adam for asymmetric")
     store = {} if store is None else store
     kernel, bias = np.array(heads.kernel, np.float32), np.array(heads.bias, np.float32)
-    untuned = problems.untunable(train, validation)
+    untuned = packing.untunable(train, validation)
     tuned = [c for c in range(len(kernel)) if c not in untuned]
     whole = config.dimensions is None
     space = Space() if whole else spaces.principal_space(train, config.dimensions, white=False)
@@ -264,10 +265,10 @@ def polish(
     sharding = None if mesh is None else NamedSharding(mesh, PartitionSpec("data"))
     run = _program(config, mesh)
     candidates = pulls(config)
-    longest = problems.padded_length(max((int(known[c]) for c in tuned), default=1))
-    judging = problems.padded_length(int(seen_validation.known.sum(0).max(initial=1)))
+    longest = packing.padded_length(max((int(known[c]) for c in tuned), default=1))
+    judging = packing.padded_length(int(seen_validation.known.sum(0).max(initial=1)))
     each = 4.0 * (longest * (2 * seen_train.z.shape[-1] + 8 * len(candidates)) + judging * seen_train.z.shape[-1])
-    at_once = problems.categories_at_once(each, 1 if mesh is None else mesh.size)
+    at_once = packing.categories_at_once(each, 1 if mesh is None else mesh.size)
     extent = len(kernel), len(candidates)
     found = {
         "genes": np.zeros((*extent, seen_train.z.shape[-1]), np.float32),
@@ -278,7 +279,7 @@ def polish(
     }
     done: list[int] = []
 
-    for group in problems.groups(seen_train, seen_validation, mine, at_once, ranked=False):
+    for group in packing.groups(seen_train, seen_validation, mine, at_once, ranked=False):
         results = store.get(group.name)
         if results is None:
             rows = group.rows(seen_train, seen_validation, unit, sharding)
@@ -292,7 +293,7 @@ def polish(
             progress(len(done), len(mine), float(np.nanmean(np.nanmax(found["score"][done], axis=1))))
 
     if several:
-        problems.join_hosts(mine, list(found.values()))
+        packing.join_hosts(mine, list(found.values()))
     after, steps, names = found["before"].copy(), np.zeros(len(kernel), np.int32), [""] * len(kernel)
     for c, i in _picked(found, tuned, candidates, seen_validation, config, validation.groups).items():
         if i is not None:
@@ -302,7 +303,7 @@ def polish(
             bias[c] = pull.towards * bias[c] + shift + found["bias"][c, i]
             after[c], steps[c], names[c] = found["score"][c, i], found["step"][c, i], pull.name
     if config.refit_bias:
-        bias = problems.refit_bias(Heads(kernel, bias), train, [c for c in tuned if names[c]])
+        bias = packing.refit_bias(Heads(kernel, bias), train, [c for c in tuned if names[c]])
     every = [pull.name for pull in candidates]
     return Polished(Heads(kernel, bias), found["before"], after, steps, names, untuned, every, found["score"].T)
 
@@ -322,7 +323,7 @@ def _picked(
         _judged({name: value[c] for name, value in found.items()}, c, candidates, validation, config, groups)
         for c in tuned
     ]
-    picked = picking.pick(config.rule, picking.joined(judged))
+    picked = rules.pick(config.rule, rules.joined(judged))
     return {c: None if i == 0 else int(i) - 1 for c, i in zip(tuned, picked, strict=True)}
 
 
@@ -333,13 +334,13 @@ def _judged(
     validation: spaces.Seen,
     config: PolishConfig,
     groups: np.ndarray | None,
-) -> picking.Judged:
+) -> rules.Judged:
     """What validation says of one category: the head it started from, then the candidates."""
     if config.rule == "best":
-        return picking.Judged(np.append(found["before"], found["score"])[:, None])
+        return rules.Judged(np.append(found["before"], found["score"])[:, None])
     z = np.asarray(validation.z if validation.z.ndim == 2 else validation.z[:, category], np.float32)
     base, towards = validation.base[:, category], np.array([pull.towards for pull in candidates], np.float32)
     steps = found["genes"] @ z.T + towards[:, None] * base
     logits = np.concatenate([base[None], steps]).astype(np.float32)[:, :, None]
     labels, known = (np.asarray(x[:, [category]], bool) for x in (validation.labels, validation.known))
-    return picking.judge(config.rule, config.metric, logits, labels, known, groups)
+    return rules.judge(config.rule, config.metric, logits, labels, known, groups)

@@ -21,11 +21,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Bool, Float, Int
 
-from cftjax import devices
-from cftjax.cft import algorithms, problems, spaces
-from cftjax.cft.problems import Rows
+from cftjax.cft import algorithms, packing, spaces
+from cftjax.cft.packing import Rows
 from cftjax.cft.spaces import Space
 from cftjax.config import GAConfig, Metric
+from cftjax.runtime import devices
 from cftjax.types import Embeddings, Heads
 
 GENERATIONS_AT_ONCE = 50
@@ -105,7 +105,7 @@ def _scores(rows: Rows, genes: Float[jax.Array, "g p r"]) -> Float[jax.Array, "g
 
 
 def _fitness(rows: Rows, genes: Float[jax.Array, "g p r"], metric: Metric) -> Float[jax.Array, "g p"]:
-    return problems.ranking_scores(metric, _scores(rows, genes), rows.labels, rows.where, rows.slots)
+    return packing.ranking_scores(metric, _scores(rows, genes), rows.labels, rows.where, rows.slots)
 
 
 def _judge(rows: Rows, genes: Float[jax.Array, "g r"], metric: Metric) -> tuple[jax.Array, jax.Array]:
@@ -117,7 +117,7 @@ def _judge(rows: Rows, genes: Float[jax.Array, "g r"], metric: Metric) -> tuple[
         jnp.repeat(jnp.asarray(x), 3, axis=0) for x in (scores, rows.labels, rows.where, rows.first_half)
     )
     where = where & jnp.where(which == 0, True, half == (which == 1))
-    found = problems.ranking_scores(metric, scores, labels, where, rows.slots).reshape(-1, 3)
+    found = packing.ranking_scores(metric, scores, labels, where, rows.slots).reshape(-1, 3)
     return found[:, 0], found[:, 1:]
 
 
@@ -373,7 +373,7 @@ def search(
     config = config or GAConfig()
     store = {} if store is None else store
     kernel, bias = np.array(heads.kernel, np.float32), np.array(heads.bias, np.float32)
-    untuned = problems.untunable(train, validation)
+    untuned = packing.untunable(train, validation)
     tuned = [c for c in range(len(kernel)) if c not in untuned]
     whole = config.dimensions is None  # the genes are kernel and bias themselves, as published
     space = Space() if config.dimensions is None else spaces.principal_space(train, config.dimensions, white=True)
@@ -394,19 +394,19 @@ def search(
     known = seen_train.known.sum(0)
     mine = sorted(devices.share(sorted(tuned, key=lambda c: known[c]))) if several else tuned
     engine = _engine(config, num_genes, whole, mesh)
-    lengths = [problems.padded_length(int(count)) for count in known[tuned]]
+    lengths = [packing.padded_length(int(count)) for count in known[tuned]]
     longest = max(lengths, default=1)
-    judging = problems.padded_length(int(seen_validation.known.sum(0).max(initial=1)))
+    judging = packing.padded_length(int(seen_validation.known.sum(0).max(initial=1)))
     each = 4.0 * (
         (longest + judging) * num_genes + 6 * config.population_size * longest + 4 * config.population_size * num_genes
     )
-    at_once = config.categories_at_once or problems.categories_at_once(each, 1 if mesh is None else mesh.size)
+    at_once = config.categories_at_once or packing.categories_at_once(each, 1 if mesh is None else mesh.size)
     before, after, held_out = (np.full(len(kernel), np.nan, np.float32) for _ in range(3))
     history = np.full((len(kernel), config.num_generations), np.nan, np.float32)
     found = np.zeros((len(kernel), num_genes + whole), np.float32)
     done, total = 0, config.num_generations * len(mine)
 
-    for group in problems.groups(seen_train, seen_validation, mine, at_once):
+    for group in packing.groups(seen_train, seen_validation, mine, at_once):
         here, size = list(group.categories), len(group.categories)
         results = store.get(group.name + "-done")
         if results is None:
@@ -422,7 +422,7 @@ def search(
             saved = time.monotonic()
 
             def report(
-                scores: np.ndarray, state: Callable[[], State], group: problems.Group = group, done: int = done
+                scores: np.ndarray, state: Callable[[], State], group: packing.Group = group, done: int = done
             ) -> None:
                 nonlocal saved
                 if time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
@@ -456,7 +456,7 @@ def search(
             progress(done, total, float(np.nanmean(after)))
 
     if several:
-        problems.join_hosts(mine, (before, after, held_out, history, found))
+        packing.join_hosts(mine, (before, after, held_out, history, found))
     for c in tuned:
         if whole:
             kernel[c], bias[c] = found[c, :-1], found[c, -1]
@@ -465,5 +465,5 @@ def search(
             kernel[c] += step
             bias[c] += shift
     if config.refit_bias:
-        bias = problems.refit_bias(Heads(kernel, bias), train, tuned)
+        bias = packing.refit_bias(Heads(kernel, bias), train, tuned)
     return Found(Heads(kernel, bias), before, after, history.T, held_out, untuned)

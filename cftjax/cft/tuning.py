@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from cftjax import metrics
-from cftjax.cft import picking, problems
+from cftjax.cft import packing, rules
 from cftjax.cft.choose import Chosen, choose
 from cftjax.cft.polish import Polished, polish
 from cftjax.cft.search import Found, search
@@ -60,7 +60,7 @@ def parts(train: Embeddings, validation: Embeddings | None, heads: Heads, config
         )
     zero = Heads(np.zeros_like(heads.kernel), np.zeros_like(heads.bias))
     labels, known = np.asarray(train.labels, bool), np.asarray(train.known, bool)
-    fold = picking.folds(labels, known, train.groups, config.seed)
+    fold = rules.folds(labels, known, train.groups, config.seed)
     return [
         Part(
             dataclasses.replace(train, known=known & (fold != i)),
@@ -68,7 +68,7 @@ def parts(train: Embeddings, validation: Embeddings | None, heads: Heads, config
             zero,
             judged=False,
         )
-        for i in range(picking.FOLDS)
+        for i in range(rules.FOLDS)
     ]
 
 
@@ -120,7 +120,7 @@ def combine(chosen: Sequence[Chosen], train: Embeddings, heads: Heads) -> Chosen
         name: np.asarray(metrics.mean_defined(np.stack([one.scores[name] for one in chosen], axis=-1)))
         for name in chosen[0].scores
     }
-    bias = problems.refit_bias(mean, train, [c for c in range(len(names)) if c not in untuned])
+    bias = packing.refit_bias(mean, train, [c for c in range(len(names)) if c not in untuned])
     return Chosen(Heads(mean.kernel, bias), names, scores, untuned)
 
 

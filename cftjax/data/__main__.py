@@ -17,13 +17,13 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-from cftjax import cli, figures, storage, types
-from cftjax.config import LabelsConfig
-from cftjax.data import checking, overview
-from cftjax.data import summary as summaries
-from cftjax.data.splits import SplitConfig
+from cftjax import cli, figures, types
+from cftjax.config import LabelsConfig, SplitConfig
+from cftjax.data.looking import checking, overview
+from cftjax.data.looking import summary as summaries
 from cftjax.default import get_config
-from cftjax.tables import FULL_WIDTH
+from cftjax.report.tables import FULL_WIDTH
+from cftjax.runtime import storage
 
 D = TypeVar("D")
 

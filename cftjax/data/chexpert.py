@@ -17,9 +17,10 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped
 
 from cftjax import types
-from cftjax.data import files, sheets
 from cftjax.data import labels as label_values
-from cftjax.data.problems import DataError, Problems, nearest, require, shown
+from cftjax.data.reading import files, sheets
+from cftjax.data.reading.problems import DataError, Problems, nearest, require
+from cftjax.text import shown
 
 FINDINGS = (
     "No Finding",

@@ -16,8 +16,8 @@ import msgspec
 import numpy as np
 
 from cftjax import types
-from cftjax.data import files, instances
-from cftjax.data.problems import Problems, require
+from cftjax.data.reading import files, instances
+from cftjax.data.reading.problems import Problems, require
 
 
 class Image(msgspec.Struct, gc=False):

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float32, Int
 from sklearn.datasets import load_digits
 
 from cftjax import types
-from cftjax.data import scenes
+from cftjax.data.reading import scenes
 
 # Raise it with every change that alters a pixel or a label, so that runs on older scenes are refused.
 VERSION = 1

@@ -16,8 +16,10 @@ import numpy as np
 from jaxtyping import Int
 
 from cftjax import types
-from cftjax.data import files, instances, sparse
-from cftjax.data.problems import Problems, require, shown
+from cftjax.data import sparse
+from cftjax.data.reading import files, instances
+from cftjax.data.reading.problems import Problems, require
+from cftjax.text import shown
 
 # COCO's folders; one that is missing is told as such, not image by image.
 FOLDERS = ("train2017", "val2017")

@@ -14,8 +14,9 @@ import numpy as np
 from jaxtyping import Bool
 
 from cftjax import types
-from cftjax.data import files
-from cftjax.data.problems import Problems, list_names, nearest, read_lines, require, shown
+from cftjax.data.reading import files
+from cftjax.data.reading.problems import Problems, list_names, nearest, read_lines, require
+from cftjax.text import shown
 
 SETS = {"train": "Train", "test": "Test"}
 # Copies of the release spell its folders in several ways, such as GroundTruth and Groundtruth.

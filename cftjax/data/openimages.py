@@ -22,8 +22,10 @@ import pyarrow.csv
 from jaxtyping import Bool, Int
 
 from cftjax import types
-from cftjax.data import files, sheets, sparse
-from cftjax.data.problems import Problems, require, shown
+from cftjax.data import sparse
+from cftjax.data.reading import files, sheets
+from cftjax.data.reading.problems import Problems, require
+from cftjax.text import shown
 
 ANNOTATIONS = "annotations-human.csv"
 COLUMNS = ("ImageID", "LabelName", "Confidence")

@@ -6,28 +6,15 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped, UInt8
 from scipy.sparse import csr_array
 
 from cftjax import types
-from cftjax.data import labels, sparse
-
-if TYPE_CHECKING:
-    # Not at run time: config holds this module's settings.
-    from cftjax.config import LabelsConfig
-
-
-@dataclasses.dataclass(frozen=True)
-class SplitConfig:
-    """How validation images are taken from train, where the data set has no validation split."""
-
-    validation_share: float = 0.1
-    """The share of training images that become validation; 0 for no validation split."""
-    seed: int = 0
-    """The seed of the draw."""
+from cftjax.config import LabelsConfig, SplitConfig
+from cftjax.data import hiding, sparse
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +57,8 @@ def prepare(dataset: types.Dataset, labels_config: LabelsConfig, split_config: S
 
     complete = dataset.splits["train"]
     splits = dict(dataset.splits)
-    splits["train"] = dataclasses.replace(complete, labels=labels.hide(complete.labels, labels_config))
-    settings = {"data": dataset.fingerprint, **labels.hiding(labels_config)}
+    splits["train"] = dataclasses.replace(complete, labels=hiding.hide(complete.labels, labels_config))
+    settings = {"data": dataset.fingerprint, **hiding.hiding(labels_config)}
     validation_rows = None
     if "validation" not in splits and split_config.validation_share > 0:
         settings |= dataclasses.asdict(split_config)

@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from cftjax import types
-from cftjax.data import files, sheets
 from cftjax.data import labels as label_values
-from cftjax.data.problems import Problems, require, shown
+from cftjax.data.reading import files, sheets
+from cftjax.data.reading.problems import Problems, require
+from cftjax.text import shown
 
 SPLIT_NAMES = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation", "test": "test"}
 

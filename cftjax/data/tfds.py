@@ -20,9 +20,10 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from cftjax import types
-from cftjax.data import files, images, sparse
-from cftjax.data.problems import DataError
-from cftjax.data.tfds_layouts import Example, Layout, layout_of, listed
+from cftjax.data import sparse
+from cftjax.data.reading import files, images
+from cftjax.data.reading.problems import DataError
+from cftjax.data.reading.tfds_layouts import Example, Layout, layout_of, listed
 
 # Records read at a time while labels are gathered; each brings the bytes of its image along.
 READ_RECORDS = 256

@@ -16,8 +16,9 @@ import numpy as np
 from jaxtyping import Int8
 
 from cftjax import types
-from cftjax.data import files
-from cftjax.data.problems import Problems, list_names, nearest, read_lines, require, shown
+from cftjax.data.reading import files
+from cftjax.data.reading.problems import Problems, list_names, nearest, read_lines, require
+from cftjax.text import shown
 
 Difficult = Literal["positive", "negative", "unknown"]
 

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from cftjax.figures.style import BLUE, GREY, INK, ORANGE, only_text, quiet
-from cftjax.reliability import Bins
+from cftjax.scores.reliability import Bins
 
 # Of the models in their order, the last one excepted.
 OTHERS = ((INK, "s"), (ORANGE, "^"), (GREY, "D"), (ORANGE, "v"), (INK, "P"))

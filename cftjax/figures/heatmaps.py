@@ -9,8 +9,8 @@ from jaxtyping import Float, UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cftjax.data.preprocessing import Box
 from cftjax.figures.style import INK, short
+from cftjax.input.preprocessing import Box
 
 COLUMNS = 5
 SIDE = 2.3  # inches

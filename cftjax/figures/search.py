@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from cftjax.figures.style import BLUE, GREY, STEPS, only_text, quiet, short, signed
-from cftjax.tables import MEAN
+from cftjax.report.tables import MEAN
 
 MOST_SMALL_MULTIPLES = 20
 

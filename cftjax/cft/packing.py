@@ -1,0 +1,284 @@
+"""What search and polish see of the embeddings: per category its known rows, packed, in the coordinates of a space."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import zlib
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jaxtyping import Bool, Float, Num
+from scipy import special
+
+from cftjax.cft import ranking
+from cftjax.cft.spaces import ROWS_AT_ONCE, Seen
+from cftjax.config import Metric
+from cftjax.runtime import devices
+from cftjax.types import Array, Embeddings, Heads
+
+# With more positives than this, or than one row in sixteen, sorting is faster than counting: on a CPU as measured by
+# benchmarks/ranking.py, on a TPU by counted instructions (docs/scaling.md).
+COUNTED_POSITIVES, COUNTED_POSITIVES_ON_TPU = 128, 512
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["z", "base", "labels", "where", "first_half"], meta_fields=["slots"]
+)
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """The known rows of a group of categories, positives first, padded to one length.
+
+    A head's score of a row is `base + z @ genes`.
+
+    Attributes:
+        z: [g k r].
+        base: [g k], the score that the genes are added to.
+        labels: [g k] bool.
+        where: [g k] bool, false for padding.
+        first_half: [g k] bool, a half of the positives and of the negatives, or of the groups.
+        slots: all positives stand among the first so many rows; 0 where they are too many to count by.
+    """
+
+    z: Num[Array, "*g k r"]
+    base: Float[Array, "*g k"]
+    labels: Bool[Array, "*g k"]
+    where: Bool[Array, "*g k"]
+    first_half: Bool[Array, "*g k"]
+    slots: int
+
+
+def ranking_scores(
+    metric: Metric,
+    scores: Float[jax.Array, "g p k"],
+    labels: Bool[Array, "g k"],
+    where: Bool[Array, "g k"],
+    slots: int,
+) -> Float[jax.Array, "g p"]:
+    """AP or AUROC of p rankings of the rows of each category; `slots` as in `Rows`."""
+    way = functools.partial(ranking.by_counting, slots=slots) if slots else ranking.by_sorting
+    of_one = functools.partial(way, metric, platform="cpu")
+
+    def one_by_one(*each: jax.Array) -> jax.Array:
+        """So that each category's loops end with its own rows."""
+        if len(scores) == 1:
+            return of_one(*(x[0] for x in each))[None]
+        return jax.lax.map(lambda one: of_one(*one), each)
+
+    def together(platform: str) -> Callable[..., jax.Array]:
+        return jax.vmap(functools.partial(way, metric, platform=platform))
+
+    arguments = scores, jnp.asarray(labels), jnp.asarray(where)
+    return jax.lax.platform_dependent(*arguments, cpu=one_by_one, tpu=together("tpu"), default=together("gpu"))
+
+
+def untunable(train: Embeddings, validation: Embeddings) -> dict[int, str]:
+    """Categories that no search can judge: either split lacks a known positive or a known negative."""
+    reasons = {}
+    for name, split in (("train", train), ("validation", validation)):
+        labels, known = np.asarray(split.labels, bool), np.asarray(split.known, bool)
+        for kind, count in (("positive", (labels & known).sum(0)), ("negative", (~labels & known).sum(0))):
+            for c in np.flatnonzero(count == 0):
+                reasons.setdefault(int(c), f"no known {kind} in {name}")
+    return dict(sorted(reasons.items()))
+
+
+class Shape(NamedTuple):
+    """The static extents of packed rows: one program serves all categories that share them.
+
+    Attributes:
+        length: k, known rows with padding.
+        slots: as in `Rows`.
+    """
+
+    length: int
+    slots: int
+
+
+def padded_length(count: int, per_octave: int = 4, smallest: int = 512) -> int:
+    """The next of a few lengths: few programs to compile, and with four an octave less than a fifth of it padding."""
+    step = max(smallest, 1 << max(0, (count - 1).bit_length() - 1)) // per_octave
+    return max(smallest, -(-count // step) * step)
+
+
+def positive_slots(count: int, length: int, platform: str | None = None) -> int:
+    """Enough for so many positives, or 0 where they are too many to count by.
+
+    A CPU counts as far as the positives go, so that one program serves all; elsewhere the next power of two, or
+    multiple of 128, a TPU's lanes. The platform is the default backend's, unless one is named.
+    """
+    platform = platform or jax.default_backend()
+    counted = COUNTED_POSITIVES_ON_TPU if platform == "tpu" else COUNTED_POSITIVES
+    most = min(max(counted, length // 16), 2**29 // length, length)
+    if count > most:
+        return 0
+    if platform == "cpu":
+        return most
+    return min(most, -(-count // 128) * 128 if count > 128 else max(16, 1 << max(0, count - 1).bit_length()))
+
+
+def rows_of(
+    seen: Seen,
+    categories: Sequence[int],
+    shape: Shape,
+    unit: Float[np.ndarray, " c"],
+    *,
+    add_base: bool = True,
+    dtype: type = np.float32,
+) -> Rows:
+    """Known rows of some categories, positives first, then negatives, padded.
+
+    Args:
+        seen: the split.
+        categories: which, length g.
+        shape: k and slots, enough for all of them.
+        unit: [c], what one gene of each category is multiplied by.
+        add_base: whether genes are a step away from the starting heads, or the kernels themselves.
+        dtype: of z.
+    """
+    z = np.zeros((len(categories), shape.length, seen.z.shape[-1]), dtype)
+    base = np.zeros((len(categories), shape.length), np.float32)
+    labels, where = (np.zeros((len(categories), shape.length), bool) for _ in range(2))
+    first_half = np.tile(np.arange(shape.length) % 2 == 0, (len(categories), 1))
+    member = None if seen.groups is None else np.unique(seen.groups, return_inverse=True)[1]
+    for g, c in enumerate(categories):
+        rows = np.flatnonzero(seen.known[:, c])
+        rows = rows[np.argsort(~np.asarray(seen.labels[rows, c]), kind="stable")]
+        labels[g, : len(rows)] = seen.labels[rows, c]
+        where[g, : len(rows)] = True
+        if member is not None:
+            first_half[g, : len(rows)] = member[rows] % 2 == 0
+        for start in range(0, len(rows), ROWS_AT_ONCE):
+            some = rows[start : start + ROWS_AT_ONCE]
+            block = seen.z[some] if seen.z.ndim == 2 else seen.z[some, c]
+            z[g, start : start + len(some)] = block * unit[c]
+        if add_base:
+            base[g, : len(rows)] = seen.base[rows, c]
+    return Rows(z, base, labels, where, first_half, shape.slots)
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Categories that advance together.
+
+    Attributes:
+        categories: which.
+        train: extents of their packed training rows.
+        validation: extents of their packed validation rows.
+    """
+
+    categories: tuple[int, ...]
+    train: Shape
+    validation: Shape
+
+    @property
+    def name(self) -> str:
+        """For a file."""
+        first, *others = self.categories
+        return f"group-{first}-{zlib.crc32(str(self.categories).encode()):08x}" if others else f"group-{first}"
+
+    def rows(
+        self,
+        train: Seen,
+        validation: Seen,
+        unit: Float[np.ndarray, " c"],
+        sharding: NamedSharding | None,
+        *,
+        add_base: bool = True,
+        dtype: type = np.float32,
+    ) -> tuple[Rows, Rows]:
+        """Both splits' rows, on the devices; the last category is repeated until the group divides over them."""
+        devices = 1 if sharding is None else sharding.mesh.size
+        members = [*self.categories, *[self.categories[-1]] * (-len(self.categories) % devices)]
+        packed = (
+            rows_of(seen, members, shape, unit, add_base=add_base, dtype=dtype)
+            for seen, shape in ((train, self.train), (validation, self.validation))
+        )
+        first, second = (jax.device_put(rows, sharding) for rows in packed)
+        return first, second
+
+
+def _shapes(seen: Seen, per_octave: int, ranked: bool) -> list[Shape]:
+    """Of each category; where nothing is ranked, positives are not told apart."""
+    known = np.asarray(seen.known, bool)
+    lengths = [padded_length(int(count), per_octave) for count in known.sum(0)]
+    positives = (known & np.asarray(seen.labels, bool)).sum(0)
+    return [
+        Shape(k, positive_slots(int(count), k) if ranked else 0) for k, count in zip(lengths, positives, strict=True)
+    ]
+
+
+def groups(
+    train: Seen, validation: Seen, categories: Sequence[int], at_once: int, *, ranked: bool = True
+) -> list[Group]:
+    """Categories of the same extents together, in groups of nearly equal size, the longest first.
+
+    Args:
+        train: the split that is learned from.
+        validation: the split that judges.
+        categories: those to be tuned.
+        at_once: the largest group.
+        ranked: whether the training rows are ranked as well.
+    """
+    # A generation scores one candidate on validation: a CPU's loops end with the rows that there are, so that padding
+    # costs little and programs are saved. Other devices read all of it, as long as the training rows take.
+    coarse = 1 if jax.default_backend() == "cpu" else 4
+    train_shapes, validation_shapes = _shapes(train, 4, ranked), _shapes(validation, coarse, True)
+    alike: dict[tuple[Shape, Shape], list[int]] = {}
+    for c in categories:
+        alike.setdefault((train_shapes[c], validation_shapes[c]), []).append(c)
+    found = []
+    for (train_shape, validation_shape), members in sorted(alike.items(), reverse=True):
+        size = -(-len(members) // -(-len(members) // at_once))
+        found += [
+            Group(tuple(members[start : start + size]), train_shape, validation_shape)
+            for start in range(0, len(members), size)
+        ]
+    return found
+
+
+def categories_at_once(bytes_each: float, devices: int) -> int:
+    """As many as fit in half of the devices' memory, or on a CPU one a device.
+
+    A CPU gains nothing from a batch, and alone each category stops when it is done.
+    """
+    if jax.default_backend() == "cpu":
+        return devices
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return max(1, int(0.5 * stats.get("bytes_limit", 8 * 2**30) / bytes_each)) * devices
+
+
+def join_hosts(mine: Sequence[int], arrays: Sequence[np.ndarray]) -> None:
+    """Fill arrays [c ...], of which every host knows its own categories, with what the others know."""
+    rows = np.asarray(mine, np.int64)
+    parts = {f"part_{i}": array[rows] for i, array in enumerate(arrays)}
+    for theirs in devices.exchange({"categories": rows, **parts}):
+        for i, array in enumerate(arrays):
+            array[theirs["categories"]] = theirs[f"part_{i}"]
+
+
+def refit_bias(heads: Heads, train: Embeddings, categories: Sequence[int]) -> Float[np.ndarray, " c"]:
+    """Biases of maximum likelihood on the known training labels of some categories, the others as they were.
+
+    At that bias the mean probability is the share of known positives. The share counts half a positive and half a
+    negative more than were seen, so that it stays finite. Found by bisection, as the mean probability only grows with
+    the bias.
+    """
+    kernel, bias = np.asarray(heads.kernel, np.float32), np.array(heads.bias, np.float32)
+    for c in categories:
+        rows = np.flatnonzero(np.asarray(train.known[:, c]))
+        z = train.z if train.z.ndim == 2 else train.z[:, c]
+        blocks = (np.asarray(z[rows[s : s + ROWS_AT_ONCE]], np.float32) for s in range(0, len(rows), ROWS_AT_ONCE))
+        scores = np.concatenate([block @ kernel[c] for block in blocks]).astype(np.float64)
+        share = (np.asarray(train.labels[:, c])[rows].sum() + 0.5) / (len(rows) + 1.0)
+        low, high = -np.abs(scores).max() - 30.0, np.abs(scores).max() + 30.0
+        while high - low > 1e-6:
+            middle = (low + high) / 2
+            too_high = special.expit(scores + middle).mean() > share
+            low, high = (low, middle) if too_high else (middle, high)
+        bias[c] = (low + high) / 2
+    return bias

@@ -1,0 +1,1 @@
+"""What `python -m cftjax.data` tells of a data set."""

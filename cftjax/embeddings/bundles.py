@@ -1,0 +1,244 @@
+"""What a model trained anywhere is handed over in: one file of embeddings, labels and, mostly, its last layer.
+
+Arrays in an .npz or .safetensors, or one row per image in a Parquet table. Everything is checked before it is used,
+and a message names file and array.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+from jaxtyping import Float32
+
+from cftjax.data import labels as label_values
+from cftjax.data.reading import sheets
+from cftjax.data.reading.problems import DataError, Problems, require
+from cftjax.embeddings import table
+from cftjax.embeddings.table import MINUS_ONE_MEND, MinusOne
+from cftjax.runtime import storage
+from cftjax.text import few
+from cftjax.types import SPLITS, Embeddings, Heads, Labels
+
+ARRAY_SUFFIXES = (".npz", ".safetensors")
+SUFFIXES = (*ARRAY_SUFFIXES, *sheets.PARQUET_SUFFIXES)
+PARTS = ("z", "labels", "groups")
+# A last layer may keep the names that torch gives it.
+KERNEL_NAMES = ("kernel", "weight")
+
+
+class Bundle(NamedTuple):
+    """A file that was read.
+
+    Attributes:
+        categories: names, length c.
+        embeddings: train, and of validation and test those that the file has.
+        heads: the last layer.
+    """
+
+    categories: tuple[str, ...]
+    embeddings: dict[str, Embeddings]
+    heads: Heads
+
+
+def read(file: Path, *, head: Path | None = None, minus_one: MinusOne = "refuse") -> Bundle:
+    """Read a bundle and check all of it.
+
+    Args:
+        file: .npz or .safetensors with train_z [n d] or [n c d], train_labels [n c] of 1, 0 and NaN, optionally
+            train_groups [n], the same of validation and test, kernel [c d], bias [c], and optionally the categories'
+            names: an array `categories` in an .npz, a JSON list under `categories` in the metadata of a .safetensors.
+            Or .parquet, one row per image: `split`, `z` (lists) or z_0 to z_(d-1), optionally `group`, and one column
+            per category of 1, 0 and blank, in the order of the kernel's rows; a column `path` is not read.
+        head: .npz or .safetensors with kernel (or weight) [c d] and bias [c], where `file` has none.
+        minus_one: what a label of -1 means.
+
+    Raises:
+        DataError: what is missing, of the wrong shape or not finite, by file and array.
+    """
+    suffix = require(file).suffix.lower()
+    if suffix not in (*ARRAY_SUFFIXES, *sheets.PARQUET_SUFFIXES):
+        raise DataError(f"{file}: ends in none of {', '.join(SUFFIXES)}; save it as one of them.")
+    if suffix in sheets.PARQUET_SUFFIXES:
+        if head is None:
+            raise DataError(f"{file}: a table holds no last layer; name one with --head head.npz or head.safetensors.")
+        categories, embeddings = table.read(file, minus_one)
+        names, heads = _read_head(head)
+        dim = embeddings["train"].z.shape[1]
+        if heads.kernel.shape != (len(categories), dim):
+            raise DataError(
+                f"{head}: its kernel {heads.kernel.shape} must be ({len(categories)}, {dim}), as {file} has the "
+                f"categories {few(categories) or 'none'} and embeddings of {dim} numbers."
+            )
+        _check_order(file, categories, head, names)
+        return Bundle(categories, embeddings, heads)
+    arrays = _read_arrays(file)
+    splits = _check_names(file, arrays, has_head=head is None)
+    names, heads = (None, _heads(file, arrays)) if head is None else _read_head(head)
+    num = len(heads.bias)
+    categories = _categories(file, arrays, num) or names or tuple(map(str, range(num)))
+    _check_order(file, categories, head, names)
+    problems = Problems(file)
+    embeddings = {}
+    for split in splits:
+        z, values, groups = (arrays.get(f"{split}_{part}") for part in PARTS)
+        found = _split(split, z, values, groups, heads, problems)
+        if found is not None:
+            z, values = found
+            labels = _labels(file, f"{split}_labels", values, minus_one)
+            embeddings[split] = Embeddings(z, labels.labels, labels.known, labels.uncertain, groups)
+    problems.raise_if_any()
+    return Bundle(categories, embeddings, heads)
+
+
+def fingerprint(file: Path, head: Path | None, minus_one: str) -> str:
+    """A hash of all that `read` depends on."""
+    digest = hashlib.sha256()
+    for part in filter(None, (file, head)):
+        with part.open("rb") as stream:
+            while block := stream.read(2**22):
+                digest.update(block)
+    digest.update(minus_one.encode())
+    return digest.hexdigest()[:16]
+
+
+def _read_arrays(file: Path) -> dict[str, np.ndarray]:
+    """All arrays of a file; the categories among them where the metadata of a .safetensors have them."""
+    if file.suffix.lower() == ".npz":
+        return storage.read_arrays(file)
+    arrays, metadata = storage.read_tensors(file)
+    if "categories" in metadata:
+        try:
+            arrays["categories"] = np.array(json.loads(metadata["categories"]), str)
+        except ValueError as error:
+            raise DataError(
+                f"{file}: categories in its metadata is no JSON list ({error}); use json.dumps(names)."
+            ) from error
+    return arrays
+
+
+def _check_names(file: Path, arrays: Mapping[str, np.ndarray], *, has_head: bool) -> list[str]:
+    """The splits of a file whose arrays are all there and all known by name."""
+    splits = [split for split in SPLITS if split == "train" or any(f"{split}_{part}" in arrays for part in PARTS)]
+    needed = [f"{split}_{part}" for split in splits for part in ("z", "labels")]
+    optional = [f"{split}_{part}" for split in SPLITS for part in PARTS] + ["categories"]
+    problems = Problems(file)
+    last_layer = {*KERNEL_NAMES, "bias"}
+    if has_head:
+        needed += ["weight" if "weight" in arrays else "kernel", "bias"]
+    elif double := [name for name in arrays if name in last_layer]:
+        problems.add(f"holds {' and '.join(double)} as well as --head", mend="leave one of them out")
+        optional += double
+    if missing := [name for name in needed if name not in arrays]:
+        mend = "add the last layer, or name its file with --head" if last_layer.intersection(missing) else None
+        problems.add(f"lacks {', '.join(missing)}; it holds {few(list(arrays), 20) or 'nothing'}", mend=mend)
+    for name in arrays:
+        if name not in needed and name not in optional:
+            near = difflib.get_close_matches(name, [*needed, *optional], n=1)
+            problems.add(f"{name} is no array of a bundle", mend=f"rename it to {near[0]}" if near else "leave it out")
+    problems.raise_if_any()
+    return splits
+
+
+def _read_head(file: Path) -> tuple[tuple[str, ...] | None, Heads]:
+    """The categories, where the file names them, and the last layer of a file of its own."""
+    if require(file).suffix.lower() not in ARRAY_SUFFIXES:
+        raise DataError(f"{file}: ends in none of {', '.join(ARRAY_SUFFIXES)}; save the last layer as one of them.")
+    arrays = _read_arrays(file)
+    heads = _heads(file, arrays)
+    return _categories(file, arrays, len(heads.bias)), heads
+
+
+def _heads(file: Path, arrays: Mapping[str, np.ndarray]) -> Heads:
+    """Kernel and bias, checked."""
+    found = [name for name in KERNEL_NAMES if name in arrays]
+    if len(found) != 1 or "bias" not in arrays:
+        raise DataError(f"{file}: needs one kernel [c d] and one bias [c]; it holds {few(list(arrays)) or 'nothing'}.")
+    kernel, bias = arrays[found[0]], arrays["bias"]
+    if kernel.ndim != 2 or bias.shape != kernel.shape[:1] or not kernel.size:
+        turned = kernel.ndim == 2 and bias.shape == kernel.shape[1:]
+        mend = f"; it is [d c] as Keras and Flax keep it: save {found[0]}.T" if turned else ""
+        raise DataError(f"{file}: {found[0]} {kernel.shape} must be [c d] and bias {bias.shape} [c]{mend}.")
+    problems = Problems(file)
+    heads = Heads(*(_float32(name, array, problems) for name, array in ((found[0], kernel), ("bias", bias))))
+    problems.raise_if_any()
+    return heads
+
+
+def _categories(file: Path, arrays: Mapping[str, np.ndarray], num: int) -> tuple[str, ...] | None:
+    """The names in the file, if it has any."""
+    if "categories" not in arrays:
+        return None
+    names = tuple(map(str, np.ravel(arrays["categories"])))
+    if len(names) != num or len(set(names)) != num:
+        raise DataError(
+            f"{file}: categories must be {num} different names, one per row of the kernel; it has {len(set(names))} "
+            f"different ones among {len(names)}."
+        )
+    return names
+
+
+def _check_order(file: Path, categories: tuple[str, ...], head: Path | None, names: tuple[str, ...] | None) -> None:
+    """Refuse a last layer whose rows are named otherwise than the labels' columns."""
+    if names is not None and names != categories:
+        raise DataError(
+            f"{head}: its rows are {few(names)}, the labels' columns of {file} are {few(categories)}; bring both into "
+            "one order."
+        )
+
+
+def _split(
+    split: str, z: Any, values: Any, groups: Any, heads: Heads, problems: Problems
+) -> tuple[Float32[np.ndarray, ...], np.ndarray] | None:
+    """Embeddings and the labels' numbers of a split as float32; None where something is wrong, which is noted."""
+    num, dim = heads.kernel.shape
+    before, n = len(problems), len(z) if z.ndim else 0
+    if not n:
+        problems.add(f"{split}_z {z.shape} has no rows", mend="leave the split out, or fill it")
+        return None
+    if z.shape not in ((n, dim), (n, num, dim)):
+        problems.add(f"{split}_z {z.shape} must be [n {dim}] or [n {num} {dim}], as the kernel is {heads.kernel.shape}")
+    if values.shape != (n, num):
+        problems.add(f"{split}_labels {values.shape} must be ({n}, {num})")
+    if not _holds_numbers(values):
+        problems.add(f"{split}_labels, of type {values.dtype}, holds no numbers", mend="use 1, 0 and NaN")
+    if groups is not None and (groups.shape != (n,) or groups.dtype.kind not in "iuSU"):
+        problems.add(f"{split}_groups {groups.shape} of type {groups.dtype} must be ({n},), integers or strings")
+    z = _float32(f"{split}_z", z, problems)
+    return (z, values.astype(np.float32)) if len(problems) == before else None
+
+
+def _holds_numbers(array: np.ndarray) -> bool:
+    """Whether these are numbers or truth values, those of torch's own formats among them."""
+    return array.dtype.kind in "biuf" or array.dtype == ml_dtypes.bfloat16
+
+
+def _float32(name: str, array: np.ndarray, problems: Problems) -> Float32[np.ndarray, ...]:
+    """Numbers of any width as float32; what is not finite then is a problem."""
+    if not _holds_numbers(array):
+        problems.add(f"{name}, of type {array.dtype}, holds no numbers")
+        return np.zeros(array.shape, np.float32)
+    with np.errstate(over="ignore"):
+        converted = array.astype(np.float32, copy=False)
+    finite = np.isfinite(converted)
+    if not finite.all():
+        row = int(np.argwhere(~finite)[0][0])
+        problems.add(f"{name} has a value that is not finite, first in row {row}")
+    return converted
+
+
+def _labels(file: Path, name: str, values: Float32[np.ndarray, "n c"], minus_one: MinusOne) -> Labels:
+    """Labels as numbers, read; -1 as the caller says."""
+    if minus_one == "refuse" and (values == -1).any():
+        row, column = np.argwhere(values == -1)[0]
+        raise DataError(f"{file}: {name} has -1, first in row {row}, column {column}; {MINUS_ONE_MEND}.")
+    try:
+        return label_values.from_values(table.without(values, minus_one))
+    except ValueError as error:
+        raise DataError(f"{file}: {name}: {error}.") from error

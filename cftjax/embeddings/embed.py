@@ -1,0 +1,317 @@
+"""Images to embeddings: a split goes through the backbone once, and stays on disk as plain .npy files.
+
+`z.npy` takes its name when its last row is written; until then `z.npy.part` grows by whole batches, and `progress.json`
+says how many of its rows can be trusted, so that an interrupted embedding goes on where it stood.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import math
+import os
+from collections.abc import Generator, Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Bool, Float, Float32, Int
+
+from cftjax import types
+from cftjax.config import InputConfig
+from cftjax.input import pipeline
+from cftjax.input.preprocessing import Preprocessing
+from cftjax.runtime import devices, storage
+from cftjax.runtime.progress import Progress
+from cftjax.text import few
+
+LABELS = ("labels", "known", "uncertain")
+UNOPENED = "unopened.json"
+NAMES = "names.json"
+# What an embedding under way goes on from: rows, and how many of them can be trusted.
+PART, MARKER = "z.npy.part", "progress.json"
+# Elements of the dense blocks in which labels are written, for those of a large set are stored sparse: 64 MB of bool.
+LABEL_ELEMENTS = 2**26
+
+
+class Embedded(NamedTuple):
+    """Consecutive rows of a split after the backbone.
+
+    Attributes:
+        z: [m d].
+        opened: [m], False where the image could not be opened and z stands for a blank one.
+    """
+
+    z: Float32[np.ndarray, "m d"]
+    opened: Bool[np.ndarray, " m"]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def forward(
+    graphdef: nnx.GraphDef[Any], variables: Any, images: Float[jax.Array, "n h w 3"]
+) -> Float[jax.Array, "n d"]:
+    """Embeddings by running statistics, whatever mode the backbone was left in."""
+    backbone = nnx.merge(graphdef, variables)
+    backbone.eval()
+    return backbone.embed(images)
+
+
+def embed_rows(
+    backbone: nnx.Module,
+    records: types.Records,
+    preprocessing: Preprocessing,
+    input_config: InputConfig,
+    batch_size: int,
+    *,
+    mesh: Mesh | None = None,
+    first: int = 0,
+) -> Generator[Embedded]:
+    """Embeddings of a split in file order, a batch for every device at a time, all of it on every host.
+
+    Every device runs the same program on as many images, whatever the number of devices: the image of a row meets the
+    same program at the same place of a batch, so that its embedding is the same to the bit.
+
+    Args:
+        backbone: with `embed`.
+        records: the split.
+        preprocessing: of the images.
+        input_config: threads, and what happens to images that cannot be opened.
+        batch_size: images per step of each device.
+        mesh: of the devices; all of them if None.
+        first: row that comes first, a multiple of batch_size.
+
+    Raises:
+        ValueError: batch_size is below 1.
+    """
+    if batch_size < 1:
+        raise ValueError(f"embed.batch_size {batch_size} must be at least 1.")
+    mesh = devices.mesh() if mesh is None else mesh
+    together = batch_size * mesh.size
+    graphdef, variables = nnx.split(backbone)
+    variables = devices.replicate(nnx.as_pure(variables), mesh)
+    local = pipeline.local_rows(together, devices.host_shard())
+    batches = pipeline.eval_batches(
+        records, preprocessing, input_config, batch_size=together, first=first, shard=devices.host_shard()
+    )
+    with contextlib.closing(batches):
+        waiting = None
+        for start, batch in zip(range(first, len(records), together), batches, strict=True):
+            positions = np.arange(start + local.start, start + local.stop)
+            image, rows, positions = devices.shard((batch.image, batch.rows, positions), mesh)
+            begun = forward(graphdef, variables, image), rows, positions
+            # One batch late: the devices compute this one while the host writes the one before.
+            if waiting is not None:
+                yield _in_order(waiting, len(records))
+            waiting = begun
+        if waiting is not None:
+            yield _in_order(waiting, len(records))
+
+
+def _in_order(parts: Sequence[types.Array], n: int) -> Embedded:
+    """The rows that exist, in file order: a mesh may order its devices differently from the hosts."""
+    z, rows, positions = devices.gather(parts)
+    order = np.argsort(positions)
+    order = order[positions[order] < n]
+    return Embedded(z[order].astype(np.float32, copy=False), rows[order] >= 0)
+
+
+def embed(
+    backbone: nnx.Module,
+    records: types.Records,
+    preprocessing: Preprocessing,
+    input_config: InputConfig,
+    batch_size: int,
+    folder: Path,
+    *,
+    mesh: Mesh | None = None,
+) -> None:
+    """Embed a split into a folder, from where an interrupted call of the same arguments left it, on any devices.
+
+    Images that could not be opened keep their row, with no label known. On several hosts the folder must be one that
+    all of them see; the first one writes it.
+
+    Args:
+        backbone: with `embed` and `dim`.
+        records: the split.
+        preprocessing: of the images.
+        input_config: threads, and what happens to images that cannot be opened.
+        batch_size: images per step of each device.
+        folder: of this split's embeddings.
+        mesh: of the devices; all of them if None.
+    """
+    if (folder / "z.npy").is_file():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    primary, part, marker = devices.is_primary(), folder / PART, folder / MARKER
+    done: dict[str, Any] = {"rows": 0, "unopened": []}
+    if marker.is_file() and part.is_file():
+        done = storage.read_json(marker)
+    n, dim = len(records), int(backbone.dim)  # pyright: ignore[reportAttributeAccessIssue]
+    # Everyone has read where to go on before the first host writes on.
+    devices.barrier("embedding begins")
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(_append(part, (n, dim), np.dtype(np.float32), done["rows"])) if primary else None
+        shown = stack.enter_context(Progress(f"Embed {folder.name}", unit="images"))
+        rows = embed_rows(
+            backbone,
+            records,
+            preprocessing,
+            input_config,
+            batch_size,
+            mesh=mesh,
+            first=done["rows"],
+        )
+        for z, opened in stack.enter_context(contextlib.closing(rows)):
+            unopened = (done["rows"] + np.flatnonzero(~opened)).tolist()
+            done = {"rows": done["rows"] + len(z), "unopened": done["unopened"] + unopened}
+            if file is not None:
+                file.write(z.tobytes())
+                # The marker must never be ahead of the data.
+                file.flush()
+                os.fsync(file.fileno())
+                storage.write_json(marker, done)
+            shown.update(done["rows"], n)
+    if primary:
+        names = describe(folder, records, np.asarray(done["unopened"], int))
+        part.replace(folder / "z.npy")
+        marker.unlink()
+        if names:
+            print(f"{folder.name}: left out, since they could not be opened: {few(names)}", flush=True)
+    devices.barrier("embedding ends")
+
+
+def describe(folder: Path, records: types.Records, unopened: Int[np.ndarray, " m"]) -> list[str]:
+    """Write what stands beside the embeddings of a split: labels, groups and names; the names of rows not opened."""
+    _write_labels(folder, records.labels, unopened)
+    if records.groups is not None:
+        _write(folder / "groups.npy", records.groups)
+    storage.write_json(folder / NAMES, [str(name) for name in records.names])
+    names = [str(records.names[row]) for row in unopened]
+    _write_unopened(folder, names)
+    return names
+
+
+def save(folder: Path, embeddings: types.Embeddings) -> None:
+    """Write embeddings made elsewhere, to be read by `load`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    uncertain = embeddings.uncertain
+    uncertain = np.zeros_like(embeddings.known) if uncertain is None else uncertain
+    labels = (np.asarray(part) for part in (embeddings.labels, embeddings.known, uncertain))
+    _write_labels(folder, types.Labels(*labels), np.empty(0, int))
+    if embeddings.groups is not None:
+        _write(folder / "groups.npy", embeddings.groups)
+    _write_unopened(folder, embeddings.unopened)
+    # Last: a folder with z is complete.
+    _write(folder / "z.npy", np.asarray(embeddings.z))
+
+
+def load(folder: Path, mmap: bool = True) -> types.Embeddings:
+    """Read a split's embeddings.
+
+    Args:
+        folder: that `embed` or `save` wrote.
+        mmap: leave the arrays on disk, and read what is used when it is used.
+
+    Raises:
+        FileNotFoundError: where they are not complete.
+    """
+    if not (folder / "z.npy").is_file():
+        raise FileNotFoundError(f"{folder} has no complete embeddings: run the training command again to finish them.")
+    z, labels, known, uncertain = (_read(folder / f"{name}.npy", mmap) for name in ("z", *LABELS))
+    if z.dtype != np.float32 or any(
+        part.dtype != bool or part.shape != labels.shape for part in (labels, known, uncertain)
+    ):
+        raise ValueError(f"{folder} holds arrays that do not belong together: delete the folder to make them anew.")
+    groups, unopened = folder / "groups.npy", folder / UNOPENED
+    return types.Embeddings(
+        z,
+        labels,
+        known,
+        uncertain,
+        _read(groups, mmap=False) if groups.is_file() else None,
+        tuple(storage.read_json(unopened)) if unopened.is_file() else (),
+    )
+
+
+def _read(path: Path, mmap: bool) -> np.ndarray:
+    """One array, or ValueError naming the file."""
+    try:
+        return np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
+    except FileNotFoundError:
+        raise
+    # Damaged headers make the reader raise nearly anything.
+    except Exception as error:
+        raise ValueError(
+            f"{path} cannot be read ({error}): delete the folder {path.parent} to make it anew."
+        ) from error
+
+
+def load_names(folder: Path) -> list[str] | None:
+    """What each row is called; None where nothing says, as of embeddings made elsewhere."""
+    path = folder / NAMES
+    return storage.read_json(path) if path.is_file() else None
+
+
+@contextlib.contextmanager
+def _append(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], rows: int = 0) -> Iterator[BinaryIO]:
+    """An .npy file of a known final shape, open for writing after its first `rows` rows.
+
+    Not a memory map: on a full disk a write to one ends the process without a message.
+    """
+    head = io.BytesIO()
+    description = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_2_0(head, description)
+    header = head.getvalue()
+    with storage.named(path), path.open("r+b" if rows else "wb") as file:
+        if rows:
+            end = len(header) + rows * math.prod(shape[1:]) * dtype.itemsize
+            if file.read(len(header)) != header or file.seek(0, os.SEEK_END) < end:
+                raise ValueError(f"{path} is not what progress.json beside it says: delete the folder {path.parent}.")
+            file.truncate(end)
+            file.seek(end)
+        else:
+            file.write(header)
+        yield file
+
+
+def _write(path: Path, array: np.ndarray) -> None:
+    """A whole array, seen complete or not at all."""
+    # Strings as objects would have to be pickled.
+    array = array.astype(str) if array.dtype == object else array
+    part = path.with_name(path.name + ".part")
+    # Not np.save: on a full disk it says how many bytes it wrote, and not why no more.
+    with _append(part, array.shape, array.dtype) as file:
+        file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def _write_labels(folder: Path, labels: types.Labels, unopened: Int[np.ndarray, " m"]) -> None:
+    """labels, known and uncertain, in blocks of rows; nothing is known of images that could not be opened."""
+    n, c = labels.shape
+    rows = max(LABEL_ELEMENTS // max(c, 1), 1)
+    parts = {name: folder / f"{name}.npy.part" for name in LABELS}
+    with contextlib.ExitStack() as stack:
+        dtype = np.dtype(bool)
+        files = {name: stack.enter_context(_append(part, labels.shape, dtype)) for name, part in parts.items()}
+        for start in range(0, n, rows):
+            block = labels[start : start + rows]
+            opened = ~np.isin(np.arange(start, start + block.shape[0]), unopened)[:, None]
+            for name, file in files.items():
+                file.write(np.ascontiguousarray(getattr(block, name) & opened).tobytes())
+        for file in files.values():
+            file.flush()
+            os.fsync(file.fileno())
+    for name, part in parts.items():
+        part.replace(folder / f"{name}.npy")
+
+
+def _write_unopened(folder: Path, names: Sequence[str]) -> None:
+    """The names of the images that could not be opened, where there are any."""
+    if names:
+        storage.write_json(folder / UNOPENED, list(names))

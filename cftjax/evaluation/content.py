@@ -1,0 +1,308 @@
+"""An evaluation: models and their ensemble measured on the same images, compared, and written down."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import math
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from rich.console import Console
+
+from cftjax import decisions, figures
+from cftjax.config import Metric
+from cftjax.evaluation import ensemble, files
+from cftjax.evaluation import models as members
+from cftjax.evaluation import tables as evaluation_tables
+from cftjax.evaluation.ensemble import Weights
+from cftjax.figures import evaluation as drawing
+from cftjax.report import tables
+from cftjax.report.tables import MEAN
+from cftjax.runtime import storage
+from cftjax.scores import measure
+from cftjax.scores.measure import Measured
+from cftjax.scores.predictions import Predictions, Truth
+
+Combining = Literal["mean", "rank", "weighted", "greedy", "none"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Models:
+    """What is measured, and what was fitted for it.
+
+    Attributes:
+        truth: the labels.
+        each: the models, and last their ensemble where there is one.
+        combine: how the ensemble was made; "none" where there is none.
+        weights: of its members; None without one.
+        fitted: what validation said of weights and ensemble; None where nothing was asked of it.
+        notes: what a reader must know of thresholds and of categories that are not given.
+    """
+
+    truth: Truth
+    each: list[Predictions]
+    combine: Combining
+    weights: Weights | None = None
+    fitted: dict[str, Any] | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Thresholds:
+    """Where thresholds come from: the first of these that there is, at last 0.5.
+
+    Attributes:
+        everywhere: one for all.
+        file: of some by category.
+        rule: that others are fitted by on validation, where a model brings none: see `DecideConfig.rule`.
+        target: the precision or sensitivity that the rule asks for.
+        refit: fit even those of models that bring some, which were for images and not for studies.
+    """
+
+    everywhere: float | None = None
+    file: Path | None = None
+    rule: str = "f1"
+    target: float | None = None
+    refit: bool = False
+
+
+Validation = tuple[Truth, Sequence[Predictions]]
+
+
+def with_thresholds(
+    models: Sequence[Predictions], thresholds: Thresholds, categories: Sequence[str], validation: Validation | None
+) -> tuple[list[Predictions], str]:
+    """Models with a threshold for every category, and a sentence that says where they come from.
+
+    Args:
+        models: the predictions.
+        thresholds: where from.
+        categories: names, length c.
+        validation: labels and predictions of the same models for other images.
+    """
+    if thresholds.everywhere is not None:
+        each = np.full(len(categories), thresholds.everywhere)
+        found = [dataclasses.replace(model, thresholds=each) for model in models]
+        return found, f"Thresholds: {thresholds.everywhere:g} everywhere."
+    found, sources = [], dict[str, None]()
+    for place, model in enumerate(models):
+        own = model.thresholds
+        if validation is not None and (thresholds.refit or np.isnan(own).all()):
+            truth, there = validation
+            own = members.fit_thresholds(there[place], truth, thresholds.rule, thresholds.target)
+            sources[f"fitted on {truth.source} by the rule {thresholds.rule}"] = None
+        else:
+            sources[f"{decisions.UNFITTED:g}" if np.isnan(own).all() else "each run's own"] = None
+        found.append(dataclasses.replace(model, thresholds=np.where(np.isnan(own), decisions.UNFITTED, own)))
+    said = " and ".join(sources)
+    if thresholds.file is not None:
+        given = files.read_thresholds(thresholds.file, categories)
+        found = [dataclasses.replace(m, thresholds=np.where(np.isnan(given), m.thresholds, given)) for m in found]
+        said = f"those of {thresholds.file.name}" + (f", and where it has none {said}" if np.isnan(given).any() else "")
+    return found, f"Thresholds: {said}."
+
+
+def with_ensemble(
+    truth: Truth,
+    models: Sequence[Predictions],
+    combine: Combining,
+    *,
+    metric: Metric,
+    thresholds: Thresholds = Thresholds(),
+    validation: Validation | None = None,
+) -> Models:
+    """Models with thresholds, and last their ensemble, whose weights and thresholds are fitted on validation.
+
+    Without validation the ensemble's threshold is the weighted mean of its members'; ranks then have none.
+
+    Args:
+        truth: the labels that are reported on.
+        models: predictions for them.
+        combine: how the ensemble is made.
+        metric: of greedy selection.
+        thresholds: where they come from.
+        validation: labels and predictions of the same models for other images.
+    """
+    models, said = with_thresholds(models, thresholds, truth.categories, validation)
+    if combine == "none" or len(models) < 2:
+        return Models(truth, models, "none", notes=(said,))
+    of_ranks, fitted = combine == "rank", None
+    weights = Weights(ensemble.equal(np.stack([model.given for model in models])), {})
+    if combine == "weighted" or combine == "greedy":
+        if validation is None:
+            raise ValueError(f"--combine {combine} fits weights on validation, and there is none")
+        weights = ensemble.fit(validation[1], validation[0], combine, metric)
+        there = ensemble.combined(validation[1], weights.values, of_ranks=False)
+        fitted = _on_validation(validation, there, weights, metric)
+    whole = ensemble.combined(models, weights.values, of_ranks=of_ranks)
+    mean = (np.stack([model.thresholds for model in models]) * weights.values).sum(0)
+    found = np.full(len(mean), np.nan) if of_ranks else mean
+    if validation is not None and thresholds.everywhere is None and thresholds.file is None:
+        there = ensemble.combined(validation[1], weights.values, of_ranks=of_ranks)
+        own = members.fit_thresholds(there, validation[0], thresholds.rule, thresholds.target)
+        found = np.where(np.isnan(own), found, own)
+        said += f" The ensemble's: fitted on {validation[0].source} by the rule {thresholds.rule}."
+    elif not of_ranks:
+        said += " The ensemble's: the mean of its members'."
+    whole = dataclasses.replace(whole, thresholds=np.where(whole.given, found, np.nan))
+    return Models(truth, [*models, whole], combine, weights, fitted, (said,))
+
+
+def _on_validation(validation: Validation, whole: Predictions, weights: Weights, metric: Metric) -> dict[str, Any]:
+    """Scores on validation of the members, of equal weights, and of the weights that were fitted there."""
+    truth, models = validation
+    even = ensemble.combined(models, ensemble.equal(np.stack([model.given for model in models])), of_ranks=False)
+    compared = [*models, dataclasses.replace(even, name="equal weights"), dataclasses.replace(whole, name="fitted")]
+    found = measure.measure(truth, compared, resamples=0)
+    return {
+        "source": truth.source,
+        "metric": metric,
+        "models": [
+            {"name": one.name, MEAN[metric]: defined(one.overall[MEAN[metric]]), metric: defined(one.each[metric])}
+            for one in found.scores
+        ],
+        "unfitted": weights.unfitted,
+    }
+
+
+def defined(x: Any) -> Any:
+    """Numbers as JSON can hold them: lists, and None for NaN."""
+    if isinstance(x, np.ndarray):
+        return [defined(value) for value in x.tolist()]
+    if isinstance(x, Mapping):
+        return {key: defined(value) for key, value in x.items()}
+    return None if isinstance(x, float) and not math.isfinite(x) else x
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    return {key: [defined(row[key]) for row in rows] for key in rows[0]} if rows else {}
+
+
+def to_dict(models: Models, measured: Measured, *, metric: Metric, resamples: int, seed: int) -> dict[str, Any]:
+    """The contents of metrics.json; scores in [0, 1], None where undefined."""
+    truth, c = models.truth, len(models.truth.categories)
+    out: dict[str, Any] = {
+        "source": truth.source,
+        "rows": len(truth),
+        "unit": truth.unit,
+        "metric": metric,
+        "categories": list(truth.categories),
+        "known": {"positive": measured.positive.tolist(), "negative": measured.negative.tolist()},
+        "bootstrap": {"resamples": resamples, "drawn": truth.unit if truth.groups is None else "groups", "seed": seed},
+    }
+    out["models"] = []
+    for place, (model, found) in enumerate(zip(models.each, measured.scores, strict=True)):
+        one: dict[str, Any] = {"name": model.name, "overall": defined(found.overall)}
+        one["each"] = defined(found.each) | {"threshold": defined(np.where(model.given, found.thresholds, np.nan))}
+        intervals: dict[str, Any] = {}
+        for name, mean in MEAN.items():
+            intervals[mean] = defined(dataclasses.asdict(measure.interval_of(measured, place, name)))
+            each = [dataclasses.asdict(measure.interval_of(measured, place, name, i)) for i in range(c)]
+            intervals[name] = _columns(each)
+        one["intervals"] = intervals
+        one["not_given"] = [truth.categories[i] for i in np.flatnonzero(~model.given).tolist()]
+        out["models"].append(one)
+    out["differences"] = []
+    last = len(models.each) - 1
+    pairs = [(a, b) for a in range(last + 1) for b in range(a)]
+    # What is asked most comes first: the ensemble, or the model named last, against each other one.
+    for first, second in sorted(pairs, key=lambda pair: (-pair[0], pair[1])):
+        one = {"first": models.each[first].name, "second": models.each[second].name}
+        for name, mean in MEAN.items():
+            found = measure.difference(measured, first, second, name)
+            one[mean] = defined(dataclasses.asdict(found.interval) | {"p": found.p})
+            each = [measure.difference(measured, first, second, name, i) for i in range(c)]
+            one[name] = _columns([dataclasses.asdict(x.interval) | {"p": x.p} for x in each])
+        out["differences"].append(one)
+    out["ensemble"] = None
+    if models.weights is not None:
+        named = [model.name for model in models.each[:-1]]
+        out["ensemble"] = {
+            "combine": models.combine,
+            "weights": {name: row.tolist() for name, row in zip(named, models.weights.values, strict=True)},
+            "validation": models.fitted,
+        }
+        if models.weights.picks is not None:
+            out["ensemble"]["picks"] = dict(zip(named, models.weights.picks.tolist(), strict=True))
+    out["notes"] = [*truth.notes, *models.notes]
+    return out
+
+
+def report(
+    models: Models,
+    *,
+    metric: Metric,
+    resamples: int = 1000,
+    seed: int = 0,
+    folder: Path | None = None,
+    console: Console | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Measure, print the tables, and write metrics.json, table.csv, table.txt and the pictures.
+
+    Args:
+        models: what is measured.
+        metric: which score tables and pictures show.
+        resamples: of the bootstrap; 0 leaves intervals and p values out.
+        seed: of the bootstrap.
+        folder: where to; None writes nothing.
+        console: where the tables are printed; None is the terminal.
+        progress: told the categories done and all of them.
+
+    Returns:
+        What metrics.json holds.
+    """
+    drawn = [] if folder is None else drawing.curves_drawn(*measure.known_counts(models.truth).tolist())
+    measured = measure.measure(
+        models.truth, models.each, resamples=resamples, seed=seed, drawn=drawn, progress=progress
+    )
+    out = to_dict(models, measured, metric=metric, resamples=resamples, seed=seed)
+    plain = Console(file=io.StringIO(), width=tables.FULL_WIDTH, color_system=None, record=True)
+    console = console or Console(width=None if sys.stdout.isatty() else tables.FULL_WIDTH)
+    for target in (plain, console):
+        for table in evaluation_tables.tables_of(out, width=target.width):
+            target.print(table)
+        for note in evaluation_tables.notes(out):
+            target.print(note, markup=False, highlight=False, emoji=False)
+    if folder is not None:
+        text = re.sub(" +$", "", plain.export_text(), flags=re.MULTILINE)
+        storage.write_bytes(folder / "table.txt", text.encode())
+        storage.write_bytes(folder / "table.csv", evaluation_tables.to_csv(out).encode())
+        storage.write_json(folder / "metrics.json", out)
+        draw(folder, models, measured, out, metric)
+    return out
+
+
+def draw(folder: Path, models: Models, measured: Measured, out: Mapping[str, Any], metric: Metric) -> None:
+    """The pictures; of more models than they have room for, those named first and the last."""
+    names = [model.name for model in models.each]
+    places = [*range(len(names) - 1)[: drawing.MOST_OTHERS], len(names) - 1]
+    split, categories = models.truth.source, models.truth.categories
+    values, means = {}, {}
+    for place in places:
+        found = out["models"][place]["intervals"][metric]
+        values[names[place]] = np.array([found[key] for key in ("value", "low", "high")], np.float64)
+        means[names[place]] = measured.scores[place].overall[MEAN[metric]]
+    curves: dict[str, dict[str, np.ndarray]] = {}
+    for c in sorted({c for place in places for c in measured.scores[place].curves}):
+        for place in places:
+            if (one := measured.scores[place].curves.get(c)) is not None:
+                each = np.stack([one.recall, one.precision, one.false_positive_rate])
+                curves.setdefault(categories[c], {})[names[place]] = each
+    bins = {names[place]: measured.scores[place].bins for place in places if models.each[place].calibrated}
+    pictures = {
+        "scores": figures.score_intervals(categories, values, means, metric=metric, split=split),
+        "curves": figures.precision_recall_and_roc(
+            curves, [names[place] for place in places], split=split, num_categories=len(categories)
+        ),
+        "reliability": figures.reliability(bins, split=split),
+    }
+    for name, figure in pictures.items():
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=150)
+        storage.write_bytes(folder / f"{name}.png", buffer.getvalue())

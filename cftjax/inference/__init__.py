@@ -1,0 +1,1 @@
+"""A finished run in use: images to probabilities, heatmaps, files, exported programs."""

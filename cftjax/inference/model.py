@@ -1,0 +1,287 @@
+"""A finished run as a model: images in, calibrated probabilities out, and maps of where they come from."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Bool, Float, Num, UInt8
+
+from cftjax import types
+from cftjax.config import InputConfig
+from cftjax.data.reading import images
+from cftjax.decisions import Decisions
+from cftjax.embeddings import embed
+from cftjax.inference import heatmaps
+from cftjax.input import augment
+from cftjax.input.preprocessing import Box, Preprocessing
+from cftjax.runs import Run
+from cftjax.text import closest
+from cftjax.training import loop
+from cftjax.types import Heads
+
+# Of feature maps, which are a hundred times larger than embeddings.
+MAPPED_AT_ONCE = 64
+
+Images = np.ndarray | Sequence[np.ndarray | str | os.PathLike[str]]
+View = Literal["mirror", "shift"]
+
+
+class Views(nnx.Module):
+    """A backbone that looks several times and takes the mean of its embeddings, and so of its logits."""
+
+    def __init__(self, backbone: Any, views: Sequence[View]) -> None:
+        """Look at images and, by `views`, at their mirror images and at images moved a little to the four sides."""
+        self.backbone, self.dim, self.views = backbone, backbone.dim, tuple(views)
+
+    def embed(self, images: Float[jax.Array, "n h w 3"]) -> Float[jax.Array, "n d"]:
+        """The mean over all views of the embeddings z."""
+        seen = [images]
+        if "shift" in self.views:
+            # Half of what training moves an image by at most.
+            by = max(round(augment.SHIFT / 2 * images.shape[1]), 1)
+            size = images.shape[1]
+            wide = jnp.pad(images, ((0, 0), (by, by), (by, by), (0, 0)), mode="edge")
+            for top, left in ((0, by), (2 * by, by), (by, 0), (by, 2 * by)):
+                seen.append(wide[:, top : top + size, left : left + size])
+        if "mirror" in self.views:
+            seen += [view[:, :, ::-1] for view in seen]
+        total = self.backbone.embed(seen[0])
+        for view in seen[1:]:
+            total += self.backbone.embed(view)
+        return total / len(seen)
+
+
+class Features(nnx.Module):
+    """A backbone without its pooling, in the place of one."""
+
+    def __init__(self, backbone: Any) -> None:
+        """Of this backbone."""
+        self.backbone = backbone
+
+    def embed(self, images: Float[jax.Array, "n h w 3"]) -> Float[jax.Array, "n d"]:
+        """All features of an image in one row."""
+        return self.backbone.features(images).astype(jnp.float32).reshape(len(images), -1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """Opens the image of a row, be it given as pixels or as a file."""
+
+    images: Images
+
+    def __call__(self, row: int) -> UInt8[np.ndarray, "h w 3"]:
+        """The image of a row."""
+        image = self.images[row]
+        return image if isinstance(image, np.ndarray) else images.open_image(image)
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """Backbone, final heads and decisions of a run.
+
+    Every method takes images as uint8 [n h w 3], or a list of uint8 [h w 3] of any sizes and of paths. They go the way
+    of the run's own validation and test images: large JPEGs are decoded at reduced scale where they are given as paths,
+    so that their pixels, read elsewhere, give slightly different numbers.
+
+    Attributes:
+        backbone: images to embeddings.
+        heads: embeddings to logits.
+        decisions: logits to probabilities and decisions.
+        preprocessing: of the images.
+        augmented: what training did to images.
+        batch_size: images per step of each device, at most.
+    """
+
+    backbone: Any
+    heads: Heads
+    decisions: Decisions
+    preprocessing: Preprocessing
+    augmented: InputConfig
+    batch_size: int = 128
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """The names, in the order of every [... c] axis."""
+        return self.decisions.categories
+
+    def __call__(self, images: Images) -> Float[np.ndarray, "n c"]:
+        """Calibrated probabilities.
+
+        Raises:
+            ValueError: images that are not uint8 [h w 3], or files that cannot be read.
+        """
+        return self.decisions.probabilities(self.logits(images))
+
+    def decide(self, probs: Num[types.Array, "n c"]) -> Bool[np.ndarray, "n c"]:
+        """Which categories are present, by the thresholds of the run."""
+        return self.decisions.decide(probs)
+
+    def logits(self, images: Images) -> Float[np.ndarray, "n c"]:
+        """Raw logits of the final heads, before calibration."""
+        return np.asarray(self.heads(self.embed(images)))
+
+    def embed(self, images: Images) -> Float[np.ndarray, "n d"]:
+        """Embeddings z."""
+        found = [np.empty((0, self.backbone.dim), np.float32), *self._rows(self.backbone, images, self.batch_size)]
+        return np.concatenate(found)
+
+    def heatmaps(self, images: Images, categories: Sequence[str] | None = None) -> Float[np.ndarray, "n y x c"]:
+        """Where categories are seen: logits by place; their mean over all places is the logit.
+
+        `box` says where the y by x places lie in an image.
+
+        Args:
+            images: as everywhere.
+            categories: names of those wanted; None for all, in order.
+
+        Raises:
+            ValueError: for a category that there is not, or a network whose embedding is not pooled from places.
+        """
+        if not self.has_heatmaps:
+            raise ValueError(
+                "the embedding is the class token, to which places do not add up: there are no heatmaps; a network "
+                "trained with --backbone.pooling mean has them"
+            )
+        if categories is not None and (unknown := [name for name in categories if name not in self.categories]):
+            raise ValueError(f"there is no category {unknown[0]!r}; the model {closest(unknown[0], self.categories)}")
+        some = [self.categories.index(name) for name in (self.categories if categories is None else categories)]
+        heads = Heads(np.asarray(self.heads.kernel)[some], np.asarray(self.heads.bias)[some])
+        size = self.preprocessing.image_size
+        image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+        _, *shape = jax.eval_shape(self._plain.features, image).shape
+        blocks = self._rows(Features(self._plain), images, min(self.batch_size, MAPPED_AT_ONCE))
+        pool = self._plain.pool
+        query = None if pool.query is None else np.asarray(pool.query.get_value())
+        each = (heatmaps.places(block.reshape(-1, *shape), pool.pooling, query) for block in blocks)
+        found = [heatmaps.maps(given, heads) for given in each]
+        return np.concatenate([np.empty((0, *shape[:2], len(some)), np.float32), *found])
+
+    def box(self, height: int, width: int) -> Box:
+        """What of an image of this size a heatmap covers, in its pixels; it may end before the image or beyond it."""
+        size = self.preprocessing.image_size
+        low, high = 0.0, float(size)
+        if hasattr(self._plain, "grid"):
+            between, first = self._plain.grid(size)
+            places = -(-size // between)
+            low = first + 0.5 - between / 2
+            high = low + places * between
+        left, top, right, bottom = self.preprocessing.box(height, width)
+        x, y = (right - left) / size, (bottom - top) / size  # pixels of the image per pixel of the square
+        return left + low * x, top + low * y, left + high * x, top + high * y
+
+    @property
+    def has_heatmaps(self) -> bool:
+        """Whether the embedding is pooled from places; that of a vision transformer may be its class token instead."""
+        return self._plain.pool is not None
+
+    @property
+    def _plain(self) -> Any:
+        """The backbone that looks once."""
+        return self.backbone.backbone if isinstance(self.backbone, Views) else self.backbone
+
+    def looking(self, views: Sequence[View]) -> Model:
+        """The same model that takes the mean of the logits of several views of an image.
+
+        Args:
+            views: `mirror` for mirror images, `shift` for images moved by a twenty-fifth of their side to the four
+                sides.
+
+        Raises:
+            ValueError: for a view that the model was not trained on.
+        """
+        if "mirror" in views and not self.augmented.flip:
+            raise ValueError(
+                "view mirror: this model was trained without mirror images (--input.no-flip), which may mean something "
+                "else; leave it out"
+            )
+        if "shift" in views and self.augmented.augment == "none":
+            raise ValueError("view shift: this model was trained on images that were not moved; leave it out")
+        return dataclasses.replace(self, backbone=Views(self.backbone, views)) if views else self
+
+    def _rows(self, backbone: Any, given: Images, most: int) -> Iterator[np.ndarray]:
+        """Images through a module with `embed`, a batch at a time."""
+        check(given)
+        if not len(given):
+            return
+        records = records_of(Given(given), [str(i) for i in range(len(given))])
+        size = batch_size(len(given), most)
+        for part in embed.embed_rows(backbone, records, self.preprocessing, InputConfig(), size):
+            yield part.z
+
+
+def records_of(image: Any, names: Sequence[str]) -> types.Records:
+    """Images of which nothing is known."""
+    nothing = np.zeros((len(names), 0), bool)
+    return types.Records(image, types.Labels(nothing, nothing, nothing), names)
+
+
+def batch_size(num_images: int, most: int) -> int:
+    """Images per step of each device: `most`, and less where fewer images are there.
+
+    Only doublings, so that few sizes are compiled.
+    """
+    size = 1
+    while size < most and size * jax.device_count() < num_images:
+        size *= 2
+    return min(size, most)
+
+
+def check(given: Images) -> None:
+    """Refuse what is no list of images, before a thread does.
+
+    Raises:
+        ValueError: with the mend.
+    """
+    if isinstance(given, str | os.PathLike):
+        raise ValueError(f"give a list of images: [{os.fspath(given)!r}]")
+    if isinstance(given, np.ndarray) and given.ndim != 4:
+        raise ValueError(f"images {given.shape} must be [n h w 3]; for one image give image[None]")
+    # Of one array all images are alike.
+    for row, image in enumerate(given[:1] if isinstance(given, np.ndarray) else given):
+        if isinstance(image, str | os.PathLike):
+            continue
+        if not isinstance(image, np.ndarray) or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+            what = f"has shape {image.shape}" if isinstance(image, np.ndarray) else f"is a {type(image).__name__}"
+            raise ValueError(f"image {row} {what}: give uint8 arrays [h w 3] in RGB, or paths")
+        if image.dtype != np.uint8:
+            raise ValueError(f"image {row} is {image.dtype}: give uint8, grey levels from 0 to 255")
+
+
+def load(folder: str | os.PathLike[str]) -> Model:
+    """The model of a finished run, from its folder alone.
+
+    Args:
+        folder: the --workdir of `python -m cftjax.train`.
+
+    Raises:
+        ValueError: for a run of `python -m cftjax.finetune`, which has no backbone.
+        FileNotFoundError: where there is no run, or an unfinished one.
+    """
+    run = Run(Path(folder))
+    stored = run.config["preprocessing"]
+    if stored is None:
+        raise ValueError(
+            f"{folder} was made from embeddings and has no backbone to see images with: embed them as before, and use "
+            "cftjax.open_run(...).heads('final') and .decisions()"
+        )
+    if not (run.folder / "heads" / "final" / "heads.npz").is_file():
+        raise FileNotFoundError(f"{folder} is not finished: the command that began it goes on with it")
+    decisions = run.decisions()
+    backbone, _ = loop.load(run.folder / "backbone")
+    settings = run.config["settings"]
+    return Model(
+        backbone,
+        run.heads("final"),
+        decisions,
+        Preprocessing.from_json(stored),
+        InputConfig(**settings["input"]),
+        settings["embed"]["batch_size"],
+    )

@@ -1,0 +1,1 @@
+"""From an image on disk to a batch on the device."""

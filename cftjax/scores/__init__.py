@@ -1,0 +1,1 @@
+"""Numbers about logits and labels, below tables and pictures."""

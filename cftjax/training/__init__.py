@@ -1,0 +1,1 @@
+"""From images, or from embeddings of a frozen backbone, to a trained classifier."""

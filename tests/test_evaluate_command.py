@@ -1,0 +1,309 @@
+import contextlib
+import csv
+import dataclasses
+import json
+import sys
+
+import numpy as np
+import pytest
+import toy
+from sklearn.metrics import average_precision_score
+
+from cftjax import cli, evaluate, runs
+from cftjax import decisions as decided
+from cftjax.config import DecideConfig, TuningConfig
+from cftjax.embeddings import embed
+from cftjax.evaluation import content
+from cftjax.runtime import storage
+from cftjax.scores import reliability
+
+CATEGORIES = ("fox", "dog $x$", "[red]owl[/red]")
+STUDIES = 48
+
+
+def make_run(folder, seed, *, names=True, data=0, groups=True):
+    """A finished run of toy embeddings: two views of each study, two studies of each patient."""
+    run = runs.create(folder, TuningConfig(), CATEGORIES, "toy")
+    made = {}
+    for split, offset in (("validation", 10), ("test", 20)):
+        split_data = toy.embeddings(seed=data + offset)
+        n = len(split_data)
+        group = np.arange(n) // 4 if groups else None
+        made[split] = dataclasses.replace(split_data, groups=group)
+        embed.save(run.folder / "embeddings" / split, made[split])
+        if names:
+            paths = [f"{split}/patient{i // 4}/study{i // 2 % 2 + 1}/view{i % 2}.jpg" for i in range(n)]
+            storage.write_json(run.folder / "embeddings" / split / embed.NAMES, paths)
+    heads = toy.heads(seed=seed)
+    storage.write_heads(run.folder / "heads" / "final" / "heads.npz", heads)
+    seen = made["validation"]
+    fitted = decided.fit(
+        heads(seen.z), seen.labels, seen.known, DecideConfig(), categories=CATEGORIES, split="validation"
+    )
+    decided.write(run.folder / "decisions" / runs.DECISIONS, fitted)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Three runs, and files of predictions and labels of other programs."""
+    made = tmp_path_factory.mktemp("evaluate")
+    for seed, name in enumerate("abc"):
+        make_run(made / name, seed)
+    rng = np.random.default_rng(0)
+    for split, n in (("", 40), ("_val", 60)):
+        labels = rng.random((n, 3)) < 0.4
+        with (made / f"truth{split}.csv").open("w", newline="") as file:
+            csv.writer(file).writerows(
+                [["Study", *CATEGORIES], *([f"s{i}", *row] for i, row in enumerate(labels.astype(int).tolist()))]
+            )
+        for noise, (name, columns) in enumerate({"x": [2, 0, 1], "y": [1, 0]}.items()):
+            probs = reliability.probabilities(2.0 * labels - 1 + (1 + noise) * rng.normal(size=labels.shape))
+            rows = [[f"s{i}", *probs[i, columns].tolist()] for i in rng.permutation(n).tolist()]
+            with (made / f"{name}{split}.csv").open("w", newline="") as file:
+                csv.writer(file).writerows([["Study", *(CATEGORIES[c] for c in columns)], *rows])
+    return made
+
+
+@pytest.fixture
+def call(monkeypatch, capsys, folder):
+    """What `python -m cftjax.evaluate WORDS` prints, within the folder; its error where it fails."""
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("CFTJAX_TRACEBACK", raising=False)
+
+    def of(*words, fails=False, drawn=False):
+        if not drawn:
+            monkeypatch.setattr(content, "draw", lambda *_: None)
+        monkeypatch.setattr(sys, "argv", ["evaluate", *map(str, words), *([] if fails else ["--resamples", "25"])])
+        with pytest.raises(SystemExit) if fails else contextlib.nullcontext():
+            cli.run(evaluate.main)
+        out = capsys.readouterr()
+        return out.err if fails else out.out
+
+    return of
+
+
+def loaded(path):
+    def refuse(token):
+        raise AssertionError(f"{token} is not JSON")
+
+    return json.loads((path / "metrics.json").read_text(), parse_constant=refuse)
+
+
+def read_csv(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_runs_scores_are_those_of_its_final_heads_on_test_by_patient(call, folder, tmp_path):
+    out = call("a", "-o", tmp_path / "out", drawn=True)
+    found = loaded(tmp_path / "out")
+    data, heads = toy.embeddings(seed=20), toy.heads(seed=0)
+    logits = np.asarray(heads(data.z))
+    model = found["models"][0]
+    thresholds = runs.Run(folder / "a").decisions().thresholds
+    for c in range(3):
+        told = data.known[:, c]
+        expected = average_precision_score(data.labels[told, c], logits[told, c])
+        assert model["each"]["AP"][c] == pytest.approx(expected, abs=1e-6)
+        probs = runs.Run(folder / "a").decisions().probabilities(logits)[told, c]
+        hits = (probs >= thresholds[c]) & data.labels[told, c]
+        assert model["each"]["recall"][c] == pytest.approx(hits.sum() / data.labels[told, c].sum())
+    assert found["bootstrap"] == {"resamples": 25, "drawn": "groups", "seed": 0}
+    assert found["ensemble"] is None
+    assert found["differences"] == []
+    assert "Thresholds: each run's own." in out
+    assert "[red]owl[/red]" in out
+    for name in ("table.txt", "table.csv", "scores.png", "curves.png", "reliability.png"):
+        assert (tmp_path / "out" / name).stat().st_size > 500
+    assert (tmp_path / "out" / "table.txt").read_text().splitlines()[0] == "a on test, in %"
+    assert max(map(len, (tmp_path / "out" / "table.txt").read_text().splitlines())) <= 120
+
+
+@pytest.mark.parametrize("combine", ["mean", "rank", "weighted", "greedy"])
+def test_runs_stand_beside_their_ensemble_which_is_written_as_predictions(call, folder, tmp_path, combine):
+    written = tmp_path / "all.csv"
+    out = call("a", "b", "c", "--combine", combine, "-o", tmp_path / "out", "--ensemble-out", written)
+    found = loaded(tmp_path / "out")
+    assert [model["name"] for model in found["models"]] == ["a", "b", "c", "ensemble"]
+    assert [(one["first"], one["second"]) for one in found["differences"]][:3] == [
+        ("ensemble", "a"),
+        ("ensemble", "b"),
+        ("ensemble", "c"),
+    ]
+    assert len(found["differences"]) == 6
+    data = toy.embeddings(seed=20)
+    rows = read_csv(written)
+    assert [row["path"] for row in rows][:2] == ["test/patient0/study1/view0.jpg", "test/patient0/study1/view1.jpg"]
+    probs = np.array([[float(row[name]) for name in CATEGORIES] for row in rows])
+    for c in range(3):
+        told = data.known[:, c]
+        expected = average_precision_score(data.labels[told, c], probs[told, c])
+        assert found["models"][3]["each"]["AP"][c] == pytest.approx(expected, abs=1e-6)
+    weights = np.array(list(found["ensemble"]["weights"].values()))
+    np.testing.assert_allclose(weights.sum(axis=0), 1)
+    assert "The ensemble's: fitted on validation by the rule f1." in out
+    if combine == "mean":
+        each = [runs.Run(folder / n).decisions().probabilities(toy.heads(seed=i)(data.z)) for i, n in enumerate("abc")]
+        np.testing.assert_allclose(probs, np.mean(each, axis=0), rtol=1e-5)
+    if combine == "rank":
+        assert found["models"][3]["overall"]["ECE"] is None
+        assert found["models"][3]["overall"]["OF1"] is not None
+    if combine in ("weighted", "greedy"):
+        judged = {one["name"]: one for one in found["ensemble"]["validation"]["models"]}
+        assert list(judged) == ["a", "b", "c", "equal weights", "fitted"]
+        if combine == "greedy":
+            assert judged["fitted"]["mAP"] >= max(judged[name]["mAP"] for name in "abc")
+        assert "Weights of the members" in out
+
+
+def test_the_csv_holds_every_model_and_category_and_the_overall_scores(call, tmp_path):
+    call("a", "b", "-o", tmp_path)
+    found, rows = loaded(tmp_path), read_csv(tmp_path / "table.csv")
+    assert [(row["model"], row["category"]) for row in rows] == [
+        (model, category) for model in ("a", "b", "ensemble") for category in (*CATEGORIES, "mean")
+    ]
+    assert float(rows[1]["AP_low"]) == found["models"][0]["intervals"]["AP"]["low"][1]
+    assert float(rows[11]["micro_AP"]) == found["models"][2]["overall"]["micro_AP"]
+    assert float(rows[11]["F1"]) == found["models"][2]["overall"]["mF1"]
+    assert float(rows[0]["weight"]) == 0.5
+    assert rows[8]["weight"] == ""
+
+
+def test_files_of_other_programs_are_measured_and_combined_where_both_give_a_category(call, tmp_path):
+    out = call("x.csv", "y.csv", "--truth", "truth.csv", "-o", tmp_path, "--metric", "AUROC")
+    found = loaded(tmp_path)
+    assert found["unit"] == "studies"
+    assert found["metric"] == "AUROC"
+    x, y, whole = found["models"]
+    assert y["not_given"] == [CATEGORIES[2]]
+    assert y["each"]["AP"][2] is None
+    assert whole["each"]["AP"][2] == x["each"]["AP"][2]
+    assert "y does not give [red]owl[/red]; left out of its means." in out
+    assert "Thresholds: 0.5. The ensemble's: the mean of its members'." in out
+
+
+def test_weights_and_thresholds_of_files_are_fitted_on_their_files_of_validation(call, tmp_path):
+    words = ["x.csv", "y.csv", "--truth", "truth.csv", "--combine", "weighted", "-o", tmp_path]
+    out = call(*words, "--validation", "x_val.csv", "y_val.csv", "--validation-truth", "truth_val.csv")
+    found = loaded(tmp_path)
+    weights = found["ensemble"]["weights"]
+    assert weights["x"][2] == 1
+    assert 0.5 < weights["x"][0] < 1  # x has half the noise
+    assert found["ensemble"]["validation"]["source"] == "truth_val.csv"
+    assert "Thresholds: fitted on truth_val.csv by the rule f1." in out
+    assert found["models"][0]["each"]["threshold"][0] != 0.5
+
+
+def test_a_written_ensemble_is_a_model_like_any_other_beside_runs(call, tmp_path):
+    call("a", "b", "--ensemble-out", tmp_path / "both.csv")
+    call("a", "b", "-o", tmp_path / "first")
+    call("a", tmp_path / "both.csv", "--combine", "none", "-o", tmp_path / "second")
+    first, second = loaded(tmp_path / "first"), loaded(tmp_path / "second")
+    assert [model["name"] for model in second["models"]] == ["a", "both"]
+    assert second["models"][1]["each"]["AP"] == first["models"][2]["each"]["AP"]
+    assert second["models"][1]["intervals"] == first["models"][2]["intervals"]
+    assert second["differences"][0]["mAP"] == first["differences"][0]["mAP"]
+
+
+@pytest.mark.parametrize("how", ["max", "mean"])
+def test_studies_of_runs_are_measured_by_all_their_views(call, folder, tmp_path, how):
+    call("a", "--aggregate", how, "-o", tmp_path, "--ensemble-out", tmp_path / "studies.csv")
+    found, rows = loaded(tmp_path), read_csv(tmp_path / "studies.csv")
+    assert found["unit"] == "studies"
+    assert found["rows"] == len(rows) == STUDIES
+    assert rows[1]["Study"] == "patient0/study2"
+    data, heads = toy.embeddings(seed=20), toy.heads(seed=0)
+    probs = runs.Run(folder / "a").decisions().probabilities(heads(data.z))
+    merged = getattr(np, how)(probs.reshape(STUDIES, 2, 3), axis=1)
+    np.testing.assert_allclose([[float(row[name]) for name in CATEGORIES] for row in rows], merged, rtol=1e-5)
+    for c in range(3):
+        positive = (data.labels & data.known).reshape(STUDIES, 2, 3).any(1)[:, c]
+        told = data.known.reshape(STUDIES, 2, 3).any(1)[:, c]
+        expected = average_precision_score(positive[told], merged[told, c])
+        assert found["models"][0]["each"]["AP"][c] == pytest.approx(expected, abs=1e-6)
+    assert any("disagree" in note for note in found["notes"])
+
+
+def test_thresholds_given_hold_everywhere(call, folder, tmp_path):
+    call("a", "b", "--threshold", "0.3", "-o", tmp_path / "one")
+    assert {t for model in loaded(tmp_path / "one")["models"] for t in model["each"]["threshold"]} == {0.3}
+    own = runs.Run(folder / "a").decisions().thresholds
+    out = call("b", "--thresholds", folder / "a" / "decisions" / "decisions.json", "-o", tmp_path / "two")
+    assert loaded(tmp_path / "two")["models"][0]["each"]["threshold"] == own.tolist()
+    assert "Thresholds: those of decisions.json." in out
+
+
+def test_without_a_test_split_validation_is_scored_and_said_to_be_optimistic(call, folder):
+    make_run(folder / "no_test", 5)
+    for file in (folder / "no_test" / "embeddings" / "test").iterdir():
+        file.unlink()
+    (folder / "no_test" / "embeddings" / "test").rmdir()
+    out = call("no_test")
+    assert out.startswith("no_test on validation")
+    assert "validation was used to choose heads and thresholds, so that these scores are optimistic." in out
+    error = "fits weights on validation, and there is no test to report on"
+    assert error in call("no_test", "a", "--combine", "greedy", fails=True)
+
+
+def test_runs_on_other_images_labels_or_categories_are_refused_with_the_first_difference(call, folder):
+    make_run(folder / "other", 0, data=100)
+    error = call("a", "other", fails=True)
+    assert error.startswith("cftjax: error: a and other have other ")
+    assert "in test: first row" in error
+    other = runs.create(folder / "renamed", TuningConfig(), ("fox", "dog", "cow"), "toy")
+    for part in ("embeddings/test", "heads/final", "decisions"):
+        (other.folder / part).mkdir(parents=True)
+        for file in (folder / "a" / part).iterdir():
+            (other.folder / part / file.name).write_bytes(file.read_bytes())
+    assert (
+        "a and renamed have different categories (only a has [red]owl[/red], dog $x$; only renamed has cow, dog)"
+        in (call("a", "renamed", fails=True))
+    )
+    names = folder / "other" / "embeddings" / "test" / embed.NAMES
+    storage.write_json(names, ["z", *storage.read_json(names)[1:]])
+    assert "row 0 is test/patient0/study1/view0.jpg and z" in call("a", "other", fails=True)
+
+
+def test_runs_that_do_not_know_their_images_names_say_what_to_do(call, folder):
+    make_run(folder / "old", 0, names=False)
+    for words in (["--aggregate", "max"], ["--ensemble-out", "old.csv"], ["x.csv"]):
+        assert "delete" in call("old", *words, fails=True)
+    assert not (folder / "old.csv").exists()
+    assert "fox" in call("old")
+
+
+REFUSED = {
+    "nothing to evaluate": [],
+    "name the file of the labels with --truth": ["x.csv"],
+    "runs bring their own labels": ["a", "--truth", "truth.csv"],
+    "is not a run (it has no config.json)": ["nowhere"],
+    "no such file or folder; the folder . has x.csv": ["X.csv", "--truth", "truth.csv"],
+    "is named twice": ["a", "a"],
+    "add --validation with one file for each of x.csv, y.csv and --validation-truth": [
+        *["x.csv", "y.csv", "--truth", "truth.csv", "--combine", "weighted"]
+    ],
+    "--validation has 1 files for the 2 files of predictions": [
+        *["x.csv", "y.csv", "--truth", "truth.csv", "--validation", "x_val.csv", "--validation-truth", "truth_val.csv"]
+    ],
+    "y_val.csv: does not give [red]owl[/red], which x gives": [
+        *["x.csv", "--truth", "truth.csv", "--validation", "y_val.csv", "--validation-truth", "truth_val.csv"]
+    ],
+    "--validation and --validation-truth go together": [
+        *["x.csv", "--truth", "truth.csv", "--validation", "x_val.csv"]
+    ],
+    "--threshold 1.5 is no probability": ["a", "--threshold", "1.5"],
+    "--threshold and --thresholds": ["a", "--threshold", "0.5", "--thresholds", "t.json"],
+    "is no regular expression": ["a", "--aggregate", "max", "--study", "("],
+    "finds nothing; give --study": ["a", "--aggregate", "max", "--study", "exam[0-9]+"],
+    "--resamples -1 is negative": ["a", "--resamples", "-1"],
+    "has no embeddings of train; it has validation, test": ["a", "--split", "train"],
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_what_does_not_go_together_is_one_line(call, message):
+    error = call(*REFUSED[message], fails=True)
+    assert message in error
+    assert error.startswith("cftjax: error: ")
+    assert error.count("\n") == 1
