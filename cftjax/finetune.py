@@ -243,7 +243,7 @@ def _tune_stage(
             store = storage.FolderStore(folder / ("categories" if len(parts) == 1 else f"categories_{i}"))
             found.append(
                 tuning.run_stage(
-                    name, part, heads, config, jax.random.key(config.seed), store=store, progress=write, mesh=mesh
+                    name, part, heads, config, jax.random.key(config.seed), store=store, progress=report, mesh=mesh
                 )
             )
     if not devices.is_primary():

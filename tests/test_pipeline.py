@@ -288,7 +288,7 @@ def test_closing_an_iterator_ends_its_threads():
 ENDLESS = """
 import time, numpy as np
 from cftjax import config, types
-from cftjax.data import pipeline
+from cftjax.input import pipeline
 def slow(row):
     time.sleep(0.02)
     return np.zeros((8, 8, 3), np.uint8)

@@ -49,7 +49,7 @@ def call(monkeypatch, *words):
 
 def test_a_sweep_that_is_stopped_goes_on_and_its_table_is_that_of_its_runs(tmp_path, monkeypatch, capsys):
     words = ["--workdir", tmp_path, "--known-proportions", "0.5", *SMALL]
-    whole, calls = train.training.fit, []
+    whole, calls = train.loop.fit, []
 
     def fit(dataset, config, *args, **kwargs):
         calls.append((config.labels.unknown, config.labels.known_proportion))
@@ -57,7 +57,7 @@ def test_a_sweep_that_is_stopped_goes_on_and_its_table_is_that_of_its_runs(tmp_p
             raise KeyboardInterrupt
         return whole(dataset, config, *args, **kwargs)
 
-    monkeypatch.setattr(train.training, "fit", fit)
+    monkeypatch.setattr(train.loop, "fit", fit)
     with pytest.raises(KeyboardInterrupt):
         call(monkeypatch, *words)
     call(monkeypatch, *words)

@@ -18,7 +18,7 @@ def test_a_cache_in_memory_serves_every_epochs_validation(tmp_path, monkeypatch)
             list(pipeline.eval_batches(validation, loop.preprocessing(config), config.input, batch_size=4))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train.training, "fit", fit)
+    monkeypatch.setattr(train.loop, "fit", fit)
     with (
         pytest.raises(KeyboardInterrupt),
         train.opened(config.data.load(), config, tmp_path / "run") as (run, dataset),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from cftjax import text
 from cftjax.data.reading import problems
 from cftjax.data.reading.problems import DataError, Problems
 
@@ -48,9 +49,9 @@ def test_exactly_twenty_are_all_shown():
 
 
 def test_values_are_shown_on_one_line_and_cut():
-    assert problems.shown("a\nb") == r"'a\nb'"
-    assert len(problems.shown("x" * 10_000)) == problems.VALUE_LENGTH
-    assert "\0" not in problems.shown("a\0b")
+    assert text.shown("a\nb") == r"'a\nb'"
+    assert len(text.shown("x" * 10_000)) == text.VALUE_LENGTH
+    assert "\0" not in text.shown("a\0b")
 
 
 def test_a_missing_file_names_the_nearest_that_exists(tmp_path):
