@@ -52,10 +52,13 @@ class LabelsConfig:
     """Logit above which an unknown label counts as positive, and below minus which as negative, for `curriculum`."""
     uncertain: Literal["negative", "positive", "ignore", "smooth_negative", "smooth_positive"] = "ignore"
     """Uncertain labels count as 0, as 1, not at all, or as a draw from U[0, 0.3] or from U[0.55, 0.85]."""
-    hide: Literal["none", "uniform", "single_positive", "fixed_per_category", "uneven"] = "none"
+    hide: Literal["none", "uniform", "single_positive", "fixed_per_category", "uneven", "positives_first"] = "none"
     """How labels of the training split are hidden, to simulate partial labels on a complete set."""
     known_proportion: float = 0.1
-    """The share of labels that stay known, for `uniform` and `uneven`."""
+    """The share of labels that stay known, for `uniform` and `uneven`; that of the positive ones for
+    `positives_first`."""
+    known_negatives: float = 0.03
+    """The share of negative labels that stay known, for `positives_first`."""
     known_per_category: int = 100
     """The number of labels that stay known per category, for `fixed_per_category`."""
     hide_seed: int = 526
@@ -80,6 +83,8 @@ class LabelsConfig:
             raise ValueError(f"labels.prior-threshold {self.prior_threshold} is no probability: use a value in [0, 1]")
         if not 0 <= self.large_loss_share <= 1:
             raise ValueError(f"labels.large-loss-share {self.large_loss_share} is not a share: use a value in [0, 1]")
+        if not 0 <= self.known_negatives <= 1:
+            raise ValueError(f"labels.known-negatives {self.known_negatives} is not a share: use a value in [0, 1]")
         if not self.curriculum_score >= 0:
             raise ValueError(f"labels.curriculum-score {self.curriculum_score} is negative: use a logit of 0 or more")
 
@@ -209,6 +214,7 @@ def deciding(labels: LabelsConfig, training: TrainingConfig) -> tuple[dict[str, 
     """
     read = UNKNOWN_OPTIONS.get(labels.unknown, ())
     unread = {name for names in UNKNOWN_OPTIONS.values() for name in names if name not in read}
+    unread |= set() if labels.hide == "positives_first" else {"known_negatives"}
     kept_labels = {name: value for name, value in dataclasses.asdict(labels).items() if name not in unread}
     given, default = dataclasses.asdict(training), TrainingConfig()
     kept = {k: v for k, v in given.items() if k not in TRAINING_EXTRAS or v != getattr(default, k)}

@@ -31,7 +31,7 @@ from cftjax.types import SPLITS, Dataset
 D = TypeVar("D")
 
 # Ways of hiding labels that known_proportion governs.
-BY_PROPORTION = ("uniform", "uneven")
+BY_PROPORTION = ("uniform", "uneven", "positives_first")
 # The same resamples for all runs, so that any two of them can be compared.
 BOOTSTRAP_SEED = 0
 
@@ -43,7 +43,8 @@ class Sweep(cli.Experiment[D]):
     workdir: Path = Path("runs/digits-sweep")
     """The folder of the table and of all runs; a sweep that was interrupted goes on where it stood."""
     known_proportions: tuple[float, ...] = (0.1, 0.5, 0.9)
-    """Shares of the training labels that stay known: a run for each of them and each mode."""
+    """Shares of the training labels that stay known (of the positive ones, where labels.hide is positives_first): a run
+    for each of them and each mode."""
     seeds: tuple[int, ...] = ()
     """Seeds of training and search, for mean and standard deviation; none given, the one of --seed."""
     unknowns: tuple[Unknown, ...] = ("assume_negative", "ignore")

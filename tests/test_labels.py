@@ -37,6 +37,7 @@ HIDERS = {
     "single positive": hiding.hide_all_but_single_positive,
     "fixed per category": lambda given: hiding.hide_fixed_per_category(given, 20),
     "uneven": lambda given: hiding.hide_uneven(given, 0.5),
+    "positives first": lambda given: hiding.hide_positives_first(given, 0.6, 0.3),
 }
 every_hider = pytest.mark.parametrize("hider", HIDERS.values(), ids=HIDERS.keys())
 
@@ -187,7 +188,23 @@ def test_uneven_hiding_differs_between_categories_and_between_images():
     assert abs(known[positive].mean() - known[~positive].mean()) < 0.02
 
 
-@pytest.mark.parametrize("hider", [hiding.hide_uniform, hiding.hide_uneven])
+def test_positives_first_keeps_both_shares_on_average_and_differs_between_categories_and_images():
+    given = complete(4000, 25)
+    known = hiding.hide_positives_first(given, 0.5, 0.03).known
+    positive = given.labels
+    for kind, share in ((positive, 0.5), (~positive, 0.03)):
+        # Five standard deviations of a binomial share; uneven probabilities only lower the variance.
+        assert abs(known[kind].mean() - share) < 5 * np.sqrt(share * (1 - share) / kind.sum())
+    even = hiding.hide_positives_first(given, 0.5, 0.03, category_spread=0.0, image_spread=0.0).known
+    for axis in (0, 1):
+        assert known.mean(axis=axis).std() > 1.3 * even.mean(axis=axis).std()
+    noted = [np.ma.masked_array(known, ~kind).mean(axis=0) for kind in (positive, ~positive)]
+    assert abs(np.corrcoef(*noted)[0, 1]) < 0.6  # a category has an effect of its own on each kind
+
+
+@pytest.mark.parametrize(
+    "hider", [hiding.hide_uniform, hiding.hide_uneven, lambda g, p: hiding.hide_positives_first(g, p, p)]
+)
 def test_proportions_of_all_and_nothing_are_exact(hider):
     given = labels.from_values(VALUES)
     np.testing.assert_array_equal(labels.to_values(hider(given, 1.0)), VALUES)
@@ -211,6 +228,10 @@ def test_labels_of_which_none_is_known_stay_so(hider):
             lambda given: hiding.hide_fixed_per_category(given, 8, 2),
         ),
         (LabelsConfig(hide="uneven", known_proportion=0.2), lambda given: hiding.hide_uneven(given, 0.2)),
+        (
+            LabelsConfig(hide="positives_first", known_proportion=0.6, known_negatives=0.1),
+            lambda given: hiding.hide_positives_first(given, 0.6, 0.1),
+        ),
     ],
 )
 def test_settings_name_the_way_of_hiding(config, expected):
@@ -222,6 +243,8 @@ def test_only_settings_that_have_an_effect_describe_the_hiding():
     assert hiding.hiding(LabelsConfig(known_proportion=0.7)) == {"hide": "none"}
     described = hiding.hiding(LabelsConfig(hide="uniform", known_proportion=0.7, known_per_category=3))
     assert described == {"hide": "uniform", "known_proportion": 0.7, "hide_seed": 526}
+    described = hiding.hiding(LabelsConfig(hide="positives_first", known_proportion=0.7))
+    assert described == {"hide": "positives_first", "known_proportion": 0.7, "known_negatives": 0.03, "hide_seed": 526}
 
 
 def test_impossible_settings_are_refused_by_name():
@@ -229,11 +252,13 @@ def test_impossible_settings_are_refused_by_name():
     for hider in (hiding.hide_uniform, hiding.hide_uneven):
         with pytest.raises(ValueError, match=r"known_proportion is 1\.5"):
             hider(given, 1.5)
+    with pytest.raises(ValueError, match=r"known-negatives 3\.0 is not a share"):
+        LabelsConfig(known_negatives=3.0)
     with pytest.raises(ValueError, match="known_per_category is 1"):
         hiding.hide_fixed_per_category(given, 1)
 
 
-@pytest.mark.parametrize("way", ["uniform", "single_positive", "fixed_per_category", "uneven"])
+@pytest.mark.parametrize("way", ["uniform", "single_positive", "fixed_per_category", "uneven", "positives_first"])
 def test_sparse_labels_are_hidden_as_the_dense_ones_and_stay_sparse(way):
     rng = np.random.default_rng(5)
     known = rng.random((300, 9)) < 0.6

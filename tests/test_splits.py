@@ -219,7 +219,9 @@ def too_large_to_be_dense(n=300_000, c=1000):
     return types.Dataset(tuple(map(str, range(c))), {"train": train}, "large")
 
 
-@pytest.mark.parametrize("hide", ["none", "uniform", "single_positive", "fixed_per_category", "uneven"])
+@pytest.mark.parametrize(
+    "hide", ["none", "uniform", "single_positive", "fixed_per_category", "uneven", "positives_first"]
+)
 def test_a_set_too_large_to_be_dense_is_hidden_and_carved_sparse(hide):
     given = too_large_to_be_dense()
     prepared = splits.prepare(given, LabelsConfig(hide=hide), SplitConfig())

@@ -175,6 +175,9 @@ def test_a_stage_records_only_the_options_that_its_modes_read():
     assert not {"mixup", "accumulate", "freeze_backbone"} & set(recorded[1])
     for changed in ({"mixup": 0.2}, {"accumulate": 2}, {"layer_decay": 0.7}, {"epochs": 3}):
         assert config.deciding(base, TrainingConfig(**changed)) != recorded
+    assert config.deciding(LabelsConfig(known_negatives=0.2), training) == recorded
+    first = [config.deciding(LabelsConfig(hide="positives_first", known_negatives=p), training) for p in (0.1, 0.2)]
+    assert first[0] != first[1]
     warm = [config.deciding(LabelsConfig(unknown="curriculum", unknown_warmup=n), training) for n in (1, 2)]
     assert warm[0] != warm[1]
 

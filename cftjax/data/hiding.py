@@ -133,6 +133,47 @@ def hide_uneven(
     return _stored_as(labels, entries.keep(kept))
 
 
+def hide_positives_first(
+    labels: types.Labels,
+    known_positives: float,
+    known_negatives: float,
+    seed: int = 526,
+    *,
+    category_spread: float = 1.0,
+    image_spread: float = 1.0,
+) -> types.Labels:
+    """Keep labels as people note them: what is there far more often than what is not, some categories more than others.
+
+    As `hide_uneven`, with shares and category effects of their own for positives and for negatives; an image that was
+    looked at with care keeps more of both.
+
+    Args:
+        labels: the labels of a whole split, in file order.
+        known_positives: mean probability that a positive label stays, in [0, 1].
+        known_negatives: mean probability that a negative or uncertain label stays, in [0, 1].
+        seed: seed of effects and draws.
+        category_spread: standard deviation of the category effects, in logits.
+        image_spread: standard deviation of the image effects, in logits.
+
+    Returns:
+        The labels, hidden ones unknown.
+
+    Raises:
+        ValueError: if a share is outside [0, 1].
+    """
+    _check_proportion(known_positives)
+    _check_proportion(known_negatives)
+    rng = _generator(seed)
+    n, c = labels.shape
+    entries = sparse.of(labels)
+    image, kept = rng.normal(scale=image_spread, size=n), np.zeros(len(entries.values), bool)
+    for side, share in ((entries.values == 1, known_positives), (entries.values != 1, known_negatives)):
+        category = rng.normal(scale=category_spread, size=c)
+        effects = (category[entries.categories[side]] + image[entries.rows()[side]]).astype(np.float32)
+        kept[side] = rng.random(len(effects)) < special.expit(effects + np.float32(_offset(effects, share)))
+    return _stored_as(labels, entries.keep(kept))
+
+
 def hide(labels: types.Labels, config: LabelsConfig) -> types.Labels:
     """Hide labels as the settings say.
 
@@ -154,6 +195,8 @@ def hide(labels: types.Labels, config: LabelsConfig) -> types.Labels:
             return hide_fixed_per_category(labels, config.known_per_category, config.hide_seed)
         case "uneven":
             return hide_uneven(labels, config.known_proportion, config.hide_seed)
+        case "positives_first":
+            return hide_positives_first(labels, config.known_proportion, config.known_negatives, config.hide_seed)
 
 
 def hiding(config: LabelsConfig) -> dict[str, str | int | float]:
@@ -164,6 +207,7 @@ def hiding(config: LabelsConfig) -> dict[str, str | int | float]:
         "single_positive": ("hide_seed",),
         "fixed_per_category": ("known_per_category", "hide_seed"),
         "uneven": ("known_proportion", "hide_seed"),
+        "positives_first": ("known_proportion", "known_negatives", "hide_seed"),
     }
     return {"hide": config.hide} | {name: getattr(config, name) for name in fields[config.hide]}
 

@@ -125,6 +125,10 @@ def notes(scores: Scores, labels: LabelsConfig) -> list[str]:
         f"Training labels hidden: {labels.hide}, seed {labels.hide_seed}.",
         f"Modes of unknown labels while the backbone trains (--labels.unknown): {', '.join(modes)}.",
     ]
+    if labels.hide == "positives_first":
+        lines.append(
+            f"Shares are those of the positive labels; of the negative ones {labels.known_negatives:.1%} stay known."
+        )
     if FINAL in scores.rows:
         lines.append("CFT by stages, and CFT final, start from Negative.")
     if scores.split == "validation":
