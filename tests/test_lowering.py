@@ -1,6 +1,7 @@
 """Programs of the pipeline lower for TPUs and GPUs, which no test machine has; compiling them takes more."""
 
 import functools
+import itertools
 import re
 
 import jax
@@ -60,6 +61,37 @@ def test_the_gradient_of_a_depthwise_convolution_is_a_grouped_convolution_there(
 
     text = lowered(jax.grad(total, argnums=(0, 1)), array((2, 8, 8, 16)), array((3, 3, 16)))
     assert "feature_group_count = 16" in text
+
+
+def read_by_products(text):
+    """The operations that a lowered program's matrix products read through nothing but changes of shape."""
+    made = dict(re.findall(r"(%\w+) = \"?stablehlo\.(\w+)", text))
+    inputs = dict(re.findall(r"(%\w+) = stablehlo\.(?:reshape|convert) (%\w+)", text))
+    # What the branch of a choice of platform returns; those that choose the branch return constants.
+    inputs |= dict(re.findall(r"(%\w+) = \"stablehlo\.case\".*\n(?:.* = .*\n)*? *stablehlo\.return (%\w+)", text))
+    # The whole array's turn for a kernel's gradient is part of the product.
+    inputs |= dict(re.findall(r"(%\w+) = stablehlo\.transpose (%\w+), dims = \[1, 0\]", text))
+    found = set()
+    for operand in itertools.chain(*re.findall(r"stablehlo\.dot_general (%\w+), (%\w+),", text)):
+        while operand in inputs:
+            operand = inputs[operand]
+        found.add(made.get(operand, "argument"))
+    return found
+
+
+@pytest.mark.parametrize(("kernel", "padding"), [(1, "symmetric"), (2, "none")], ids=["strided", "tiled"])
+def test_no_product_on_a_gpu_reads_pixels_that_were_cut_or_reordered(kernel, padding):
+    def total(x, weights):
+        return jnp.sum(convolutions.conv(x, weights, stride=2, padding=padding) ** 2)
+
+    program = jax.jit(jax.grad(total, argnums=(0, 1)))
+    arguments = array((2, 8, 8, 4)), array((kernel, kernel, 4, 6))
+    texts = {name: jax.export.export(program, platforms=[name])(*arguments).mlir_module() for name in PLATFORMS}
+    assert all("dot_general" in text for text in texts.values())
+    moved = {"slice", "transpose"}
+    assert not read_by_products(texts["cuda"]) & moved
+    assert read_by_products(texts["cuda"]) >= {"optimization_barrier"}
+    assert read_by_products(texts["tpu"]) & moved
 
 
 def test_embedding_lowers_in_bfloat16(network):

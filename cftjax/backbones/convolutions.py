@@ -87,11 +87,21 @@ def conv(
     """Convolve all channels with k x k filters."""
     k = kernel.shape[0]
     if k == 1:
-        return pointwise_conv(x[:, ::stride, ::stride], kernel[0, 0])
+        return pointwise_conv(x if stride == 1 else fenced(x[:, ::stride, ::stride]), kernel[0, 0])
     if k == stride and padding == "none":
-        return pointwise_conv(_tiles(x, k), kernel.reshape(-1, kernel.shape[3]))
+        return pointwise_conv(fenced(_tiles(x, k)), kernel.reshape(-1, kernel.shape[3]))
     pads = (pad_amounts(x.shape[1], k, stride, padding), pad_amounts(x.shape[2], k, stride, padding))
     return _conv(x, kernel, stride, pads)
+
+
+def fenced(x: Array) -> Array:
+    """The same, but on a GPU kept out of the products that follow.
+
+    There XLA takes what cuts or reorders an array into the product behind it. In the kernel gradient of a strided 1 x 1
+    convolution, a sum over so many pixels that it is split, its tiling fails a check and ends the process (jax 0.11.2).
+    """
+    barrier = lax.optimization_barrier
+    return lax.platform_dependent(x, cuda=barrier, rocm=barrier, default=lambda x: x)
 
 
 def _tiles(x: Array, k: int) -> Array:
