@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from cftjax import cli, finetune, metrics, train
+from cftjax import cli, metrics
 from cftjax.config import ORDERS, Config, Metric, Unknown, check_together
 from cftjax.default import get_config
 from cftjax.report import sweep_table, tables, write
@@ -26,6 +26,7 @@ from cftjax.report.sweep_scores import MODES, Measured, Scores
 from cftjax.runs import Run
 from cftjax.runtime import devices, hosts
 from cftjax.scores import bootstrap
+from cftjax.stages import backbone, heads
 from cftjax.types import SPLITS, Dataset
 
 D = TypeVar("D")
@@ -174,14 +175,14 @@ def one_run(
         tuned: whether CFT is put on top.
         elsewhere: folders of runs whose embeddings may be shared.
     """
-    with train.opened(loaded, config, folder) as (run, dataset):
-        keys = train.train_backbone(run, dataset, config, SPLITS if tuned else [split], elsewhere)
+    with backbone.opened(loaded, config, folder) as (run, dataset):
+        made_from = backbone.train(run, dataset, config, SPLITS if tuned else [split], elsewhere)
         if not tuned:
             return measure(run, split, config.choose.metric, ["backbone"], config.report.resamples)
-        found = finetune.tune(run, config, keys, dataset.splits.get("test"))
+        reported = heads.tune(run, config, made_from, dataset.splits.get("test"))
         measured = measure(run, split, config.choose.metric, ["backbone", "final"], config.report.resamples)
     mean = tables.MEAN[config.choose.metric]
-    between = {stage: found[split][stage][mean] for stage in ORDERS[config.order]}
+    between = {stage: reported[split][stage][mean] for stage in ORDERS[config.order]}
     scores = {stage: math.nan if score is None else score for stage, score in between.items()}
     return dataclasses.replace(measured, scores=measured.scores | scores)
 
@@ -196,13 +197,13 @@ def measure(run: Run, split: str, metric: Metric, stages: Sequence[str], resampl
         stages: of the heads.
         resamples: of the bootstrap, over images, or patients where the images have groups.
     """
-    embeddings, heads = run.embeddings(split), {stage: run.heads(stage) for stage in stages}
+    embeddings, measured = run.embeddings(split), {stage: run.heads(stage) for stage in stages}
     n, c = embeddings.labels.shape
     scores = np.empty((len(stages), c), np.float32)
     samples = np.empty((len(stages), resamples, c), np.float32)
     for some in write.category_groups(n, c):
         labels, known = (np.asarray(x[:, some], bool) for x in (embeddings.labels, embeddings.known))
-        logits = write.logits(heads, embeddings, some)
+        logits = write.logits(measured, embeddings, some)
         scores[:, some] = [metrics.score(metric, logits[stage], labels, known) for stage in stages]
         drawn = bootstrap.resample(
             np.stack([logits[stage] for stage in stages]),

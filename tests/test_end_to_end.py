@@ -13,6 +13,7 @@ from cftjax import cli, finetune, train
 from cftjax.cft import tuning
 from cftjax.data.digits import DigitsData
 from cftjax.runtime import interruption
+from cftjax.stages import backbone, heads, outcome
 
 OPTIONS = {
     "--data.num-train": "192",
@@ -53,13 +54,13 @@ def test_a_run_interrupted_in_every_stage_ends_with_the_same_scores(run, tmp_pat
     folder = tmp_path / "interrupted"
 
     for module, name in (
-        (train.training, "fit"),
-        (train.embedding, "embed"),
-        (finetune.tuning, "polish"),
-        (finetune.tuning, "search"),
-        (finetune.tuning, "choose"),
-        (finetune.decisions, "fit"),
-        (finetune.report, "write"),
+        (backbone.loop, "fit"),
+        (backbone.embed, "embed"),
+        (heads.tuning, "polish"),
+        (heads.tuning, "search"),
+        (heads.tuning, "choose"),
+        (outcome.decisions, "fit"),
+        (outcome.write, "write"),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(module, name, stop)

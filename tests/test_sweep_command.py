@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from cftjax import sweep, train
+from cftjax import sweep
 from cftjax.config import LabelsConfig
 from cftjax.default import get_config
 from cftjax.report import sweep_table
 from cftjax.report.sweep_scores import Measured, Scores
+from cftjax.stages import backbone
 
 OPTIONS = {
     "--data.num-train": "192",
@@ -49,7 +50,7 @@ def call(monkeypatch, *words):
 
 def test_a_sweep_that_is_stopped_goes_on_and_its_table_is_that_of_its_runs(tmp_path, monkeypatch, capsys):
     words = ["--workdir", tmp_path, "--known-proportions", "0.5", *SMALL]
-    whole, calls = train.loop.fit, []
+    whole, calls = backbone.loop.fit, []
 
     def fit(dataset, config, *args, **kwargs):
         calls.append((config.labels.unknown, config.labels.known_proportion))
@@ -57,7 +58,7 @@ def test_a_sweep_that_is_stopped_goes_on_and_its_table_is_that_of_its_runs(tmp_p
             raise KeyboardInterrupt
         return whole(dataset, config, *args, **kwargs)
 
-    monkeypatch.setattr(train.loop, "fit", fit)
+    monkeypatch.setattr(backbone.loop, "fit", fit)
     with pytest.raises(KeyboardInterrupt):
         call(monkeypatch, *words)
     call(monkeypatch, *words)
@@ -80,7 +81,7 @@ def test_a_sweep_that_is_stopped_goes_on_and_its_table_is_that_of_its_runs(tmp_p
             np.testing.assert_allclose(own[method][key], expected[key], rtol=1e-4, atol=1e-6)
 
     # Finished runs are read, not made again; a mode's score is the same whatever CFT is put on.
-    monkeypatch.setattr(sweep.finetune, "tune", functools.partial(tuned_before, sweep.finetune.tune))
+    monkeypatch.setattr(sweep.heads, "tune", functools.partial(tuned_before, sweep.heads.tune))
     call(monkeypatch, *words)
     assert len(calls) == 3
     assert json.loads((tmp_path / "table.json").read_text()) == content

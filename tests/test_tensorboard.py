@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from test_training_loop import BATCH, STEPS_PER_EPOCH, config, dataset, send_after, tiny  # noqa: F401
 
-from cftjax import finetune
 from cftjax.runtime import storage, tensorboard
+from cftjax.stages import heads
 from cftjax.training import loop
 from cftjax.training import step as train_step
 
@@ -98,5 +98,5 @@ def test_without_the_writer_the_option_is_refused_with_what_to_install(monkeypat
 def test_a_polish_of_an_older_version_without_scores_is_left_out_with_what_to_do(tmp_path):
     storage.write_arrays(tmp_path / "kept.npz", {"pull": np.zeros((1, 2)), "step": np.zeros((1, 2))})
     with pytest.warns(UserWarning, match=r"older version, which kept no scores .*delete the folder"):
-        finetune._log("polish", tmp_path, ["a", "b"], config())
+        heads._log("polish", tmp_path, ["a", "b"], config())
     assert not (tmp_path / tensorboard.FOLDER).exists()

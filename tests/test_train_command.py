@@ -1,8 +1,9 @@
 import pytest
 
-from cftjax import cli, train
+from cftjax import cli
 from cftjax.default import get_config
 from cftjax.input import cache, pipeline
+from cftjax.stages import backbone
 from cftjax.training import loop
 
 
@@ -18,10 +19,10 @@ def test_a_cache_in_memory_serves_every_epochs_validation(tmp_path, monkeypatch)
             list(pipeline.eval_batches(validation, loop.preprocessing(config), config.input, batch_size=4))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train.loop, "fit", fit)
+    monkeypatch.setattr(backbone.loop, "fit", fit)
     with (
         pytest.raises(KeyboardInterrupt),
-        train.opened(config.data.load(), config, tmp_path / "run") as (run, dataset),
+        backbone.opened(config.data.load(), config, tmp_path / "run") as (run, dataset),
     ):
-        train.train_backbone(run, dataset, config)
+        backbone.train(run, dataset, config)
     assert sorted(opened) == list(range(8))

@@ -5,11 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cftjax import backbones, metrics, runs, train, types
+from cftjax import backbones, metrics, runs, types
 from cftjax.backbones import resnet
 from cftjax.config import BackboneConfig, Config, EmbedConfig, InputConfig, LabelsConfig, TrainingConfig
 from cftjax.embeddings import embed
 from cftjax.runtime import checkpoints, devices, storage
+from cftjax.stages import backbone
 from cftjax.training import head as frozen
 from cftjax.training import loop, step
 
@@ -188,13 +189,13 @@ def test_embeddings_are_made_once_whatever_becomes_of_unknown_labels(data, class
     dataset = dataclasses.replace(data[0], splits={**splits, "test": splits["validation"]})
     monkeypatch.setattr(frozen, "pretrained", lambda *arguments: classifier)
     run = runs.create(tmp_path, config(), dataset.categories, dataset.fingerprint)
-    first = train.train_backbone(run, dataset, config())
+    first = backbone.train(run, dataset, config())
     heads = run.heads("backbone")
     assert len(run.embeddings("test")) == 60
     np.testing.assert_array_equal(heads.kernel, loop.load(tmp_path / "backbone")[1].kernel)
     monkeypatch.setattr(embed, "embed", lambda *arguments: pytest.fail("embedded again"))
-    assert train.train_backbone(run, dataset, config(frozen_learning_rate=TRAINING.frozen_learning_rate)) == first
-    second = train.train_backbone(run, dataset, config("assume_negative"))
+    assert backbone.train(run, dataset, config(frozen_learning_rate=TRAINING.frozen_learning_rate)) == first
+    second = backbone.train(run, dataset, config("assume_negative"))
     assert [a == b for a, b in zip(first, second, strict=True)] == [True, True, True, False]
     assert np.any(run.heads("backbone").kernel != heads.kernel)
 

@@ -1,0 +1,157 @@
+"""From images to embeddings: the backbone is trained, or kept as it is under a new head, and embeds every split once.
+
+What is complete with the same settings and data is kept, so that other settings for search and polish never touch the
+backbone again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cftjax import runs
+from cftjax.config import Config, check_together, deciding
+from cftjax.data import splits
+from cftjax.embeddings import embed
+from cftjax.input import cache
+from cftjax.runs import Run
+from cftjax.runtime import devices, storage
+from cftjax.stages import sharing
+from cftjax.training import head, loop
+from cftjax.types import SPLITS, Dataset, Embeddings, Heads
+
+
+@contextlib.contextmanager
+def opened(loaded: Dataset, config: Config[Any], workdir: Path) -> Iterator[tuple[Run, Dataset]]:
+    """The run of an experiment, held for this process alone, and the data as this experiment uses them.
+
+    Args:
+        loaded: the splits as the files give them.
+        config: the experiment.
+        workdir: the folder of the run.
+    """
+    check_together(config.labels, config.training)
+    prepared = splits.prepare(loaded, config.labels, config.split)
+    dataset = prepared.dataset
+    run = runs.create(workdir, config, dataset.categories, dataset.fingerprint, loop.preprocessing(config))
+    with run.writing():
+        if prepared.validation_rows is not None and devices.is_primary():
+            storage.write_arrays(run.folder / "validation_rows.npz", {"rows": prepared.validation_rows})
+        yield run, dataset
+
+
+def train(
+    run: Run, dataset: Dataset, config: Config[Any], needed: Sequence[str] = SPLITS, elsewhere: Sequence[Path] = ()
+) -> list[str]:
+    """Train the backbone and embed splits with it, keeping what is done already.
+
+    Args:
+        run: of the experiment.
+        dataset: its data.
+        config: its labels, input, backbone, training, embed and seed are read.
+        needed: the splits to embed, of those that there are.
+        elsewhere: folders of runs from which a frozen backbone's embeddings are taken where they are the same.
+
+    Returns:
+        Keys of the stages that search and polish read.
+    """
+    if config.training.freeze_backbone:
+        return _train_head(run, dataset, config, needed, elsewhere)
+    return _train_whole(run, dataset, config, needed)
+
+
+def take_over(run: Run, embeddings: Mapping[str, Embeddings], heads: Heads, digest: str) -> list[str]:
+    """Write what a model trained anywhere has made of the images, in place of a training.
+
+    Args:
+        run: begun on these files.
+        embeddings: by split.
+        heads: the model's last layer.
+        digest: of the files that hold them.
+
+    Returns:
+        Keys of the stages that search and polish read.
+    """
+    keys = []
+    for split, content in embeddings.items():
+        with run.stage(f"embeddings/{split}", [], [digest]) as stage:
+            if not stage.complete and devices.is_primary():
+                embed.save(stage.folder, content)
+        keys.append(stage.key)
+    return [*keys, _keep_heads(run, digest, heads)]
+
+
+def _train_whole(run: Run, dataset: Dataset, config: Config[Any], needed: Sequence[str]) -> list[str]:
+    """Train backbone and head on images, then embed the splits that are needed."""
+    preprocessing = loop.preprocessing(config)
+    # Not what happens to bad images: a run that one has stopped goes on without it, and keeps what is done.
+    seen_by = dataclasses.replace(config.input, on_bad_image="raise")
+    labels_settings, training_settings = deciding(config.labels, config.training)
+    trained_with = [labels_settings, seen_by, config.backbone, training_settings, config.seed]
+    with run.stage("backbone", trained_with, [dataset.fingerprint]) as trained:
+        if not trained.complete:
+            # Here and not batch by batch, so that a cache in memory serves every epoch's validation.
+            records = {s: cache.cached(r, preprocessing, config.input) for s, r in dataset.splits.items()}
+            loop.fit(dataclasses.replace(dataset, splits=records), config, trained.folder)
+
+    backbone, heads = loop.load(trained.folder)
+    keys = []
+    for split in (s for s in SPLITS if s in needed and s in dataset.splits):
+        with run.stage(f"embeddings/{split}", [config.embed], [trained.key]) as stage:
+            if not stage.complete:
+                records = dataset.splits[split]
+                embed.embed(backbone, records, preprocessing, config.input, config.embed.batch_size, stage.folder)
+        keys.append(stage.key)
+    return [*keys, _keep_heads(run, trained.key, heads)]
+
+
+def _train_head(
+    run: Run, dataset: Dataset, config: Config[Any], needed: Sequence[str], elsewhere: Sequence[Path]
+) -> list[str]:
+    """Embed splits with the pretrained backbone, those that training reads above all, and train the head on them."""
+    classifier = head.pretrained(config, len(dataset.categories))
+    # Labels do not enter embeddings: another mode for unknown ones trains another head on the same.
+    embedded_with = dataclasses.asdict(config.embed) | {
+        "backbone": config.backbone,
+        "compute_dtype": config.training.compute_dtype,
+    }
+    keys = {}
+    for split in (s for s in SPLITS if s in {"train", "validation", *needed} and s in dataset.splits):
+        with run.stage(f"embeddings/{split}", [embedded_with], [dataset.fingerprint]) as stage:
+            if not stage.complete:
+                records = dataset.splits[split]
+                skip = config.input.on_bad_image == "skip"
+                same = sharing.find(run, split, [embedded_with], records, elsewhere, skip)
+                if same is None:
+                    preprocessing, batch_size = loop.preprocessing(config), config.embed.batch_size
+                    classifier.eval()
+                    embed.embed(classifier.backbone, records, preprocessing, config.input, batch_size, stage.folder)
+                elif devices.is_primary():
+                    sharing.take(same, records, stage.folder)
+        keys[split] = stage.key
+    read = [split for split in ("train", "validation") if split in keys]
+    labels_settings, training_settings = deciding(config.labels, config.training)
+    trained_with = [labels_settings, None, config.backbone, training_settings, config.seed]
+    with run.stage("backbone", trained_with, [keys[split] for split in read]) as trained:
+        if not trained.complete:
+            embeddings = {split: run.embeddings(split) for split in read}
+            head.fit(dataset, embeddings, classifier, config, trained.folder)
+    _, heads = loop.load(trained.folder)
+    return [*keys.values(), _keep_heads(run, trained.key, heads)]
+
+
+def _keep_heads(run: Run, made_from: str, heads: Heads) -> str:
+    """Write the heads that search and polish begin with; the key of their stage.
+
+    Args:
+        run: of the experiment.
+        made_from: key of the training, or the digest of the files that hold them.
+        heads: the last layer.
+    """
+    with run.stage("heads/backbone", [], [made_from]) as stage:
+        if not stage.complete and devices.is_primary():
+            storage.write_heads(stage.folder / "heads.npz", heads)
+    return stage.key
