@@ -51,11 +51,26 @@ def test_both_ways_agree_at_any_length(metric, n):
     labels, where = np.arange(n) < positives, rng.random(n) < 0.9
     found = [
         jax.jit(functools.partial(ranking.by_counting, metric, slots=positives, platform="cpu"))(scores, labels, where),
-        jax.jit(functools.partial(ranking.by_sorting, metric, platform="cpu"))(scores, labels, where),
+        *(
+            jax.jit(functools.partial(ranking.by_sorting, metric, platform=platform))(scores, labels, where)
+            for platform in ("cpu", "gpu")
+        ),
     ]
     expected = [oracle(metric, row, labels, where) for row in scores]
     for one in found:
         np.testing.assert_allclose(one, expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("metric", ["AP", "AUROC"])
+def test_padding_changes_no_bit_of_what_rows_of_a_gpu_score(metric):
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=(4, 100)).round(1).astype(np.float32)
+    labels, where = rng.random((1, 100)) < 0.3, rng.random((1, 100)) < 0.9
+    score = jax.jit(functools.partial(ranking.by_sorting_rows, metric))
+    found = score(scores, labels, where)
+    for behind in (1, 28, 300):
+        more = ((0, 0), (0, behind))
+        np.testing.assert_array_equal(score(np.pad(scores, more), np.pad(labels, more), np.pad(where, more)), found)
 
 
 @pytest.mark.parametrize("metric", ["AP", "AUROC"])

@@ -22,7 +22,8 @@ from cftjax.runtime import devices
 from cftjax.types import Array, Embeddings, Heads
 
 # With more positives than this, or than one row in sixteen, sorting is faster than counting: on a CPU as measured by
-# benchmarks/ranking.py, on a TPU by counted instructions (docs/scaling.md).
+# benchmarks/ranking.py, on a TPU by counted instructions (docs/scaling.md). On a GPU a sort of everything costs as much
+# as counting by some 250 positives, and one program then serves all categories (docs/gpu.md).
 COUNTED_POSITIVES, COUNTED_POSITIVES_ON_TPU = 128, 512
 
 
@@ -72,8 +73,15 @@ def ranking_scores(
     def together(platform: str) -> Callable[..., jax.Array]:
         return jax.vmap(functools.partial(way, metric, platform=platform))
 
+    def in_rows(scores: jax.Array, *each: jax.Array) -> jax.Array:
+        """All rankings of all categories in one sort."""
+        labels, where = (jnp.repeat(x, scores.shape[1], axis=0) for x in each)
+        rows = scores.reshape(-1, scores.shape[2])
+        return ranking.by_sorting_rows(metric, rows, labels, where).reshape(scores.shape[:2])
+
     arguments = scores, jnp.asarray(labels), jnp.asarray(where)
-    return jax.lax.platform_dependent(*arguments, cpu=one_by_one, tpu=together("tpu"), default=together("gpu"))
+    on_gpu = together("gpu") if slots else in_rows
+    return jax.lax.platform_dependent(*arguments, cpu=one_by_one, tpu=together("tpu"), default=on_gpu)
 
 
 def untunable(train: Embeddings, validation: Embeddings) -> dict[int, str]:
@@ -108,10 +116,12 @@ def padded_length(count: int, per_octave: int = 4, smallest: int = 512) -> int:
 def positive_slots(count: int, length: int, platform: str | None = None) -> int:
     """Enough for so many positives, or 0 where they are too many to count by.
 
-    A CPU counts as far as the positives go, so that one program serves all; elsewhere the next power of two, or
-    multiple of 128, a TPU's lanes. The platform is the default backend's, unless one is named.
+    A CPU counts as far as the positives go, so that one program serves all; a TPU as far as the next power of two, or
+    multiple of 128, its lanes. The platform is the default backend's, unless one is named.
     """
     platform = platform or jax.default_backend()
+    if platform not in ("cpu", "tpu"):
+        return 0
     counted = COUNTED_POSITIVES_ON_TPU if platform == "tpu" else COUNTED_POSITIVES
     most = min(max(counted, length // 16), 2**29 // length, length)
     if count > most:

@@ -185,8 +185,58 @@ def by_sorting(
     platform: str,
 ) -> Float[jax.Array, " p"]:
     """AP or AUROC of p rankings of the same entries; NaN as in `metrics.average_precision` and `metrics.auroc`."""
+    if platform == "gpu":
+        return by_sorting_rows(metric, scores, labels[None], where[None])
     keys = metrics.ranking_keys(scores.T, labels[:, None], where[:, None])
     # The network's columns are what a CPU's vectors hold: one alone it does not help.
     if platform == "cpu" and len(scores) > 1:
         return metrics.of_sorted(metric, sorting_network(keys))
     return metrics.of_sorted(metric, jax.lax.sort(keys, dimension=0, is_stable=False))
+
+
+def by_sorting_rows(
+    metric: str,
+    scores: Float[jax.Array, "p n"],
+    labels: Bool[jax.Array, "#p n"],
+    where: Bool[jax.Array, "#p n"],
+) -> Float[jax.Array, " p"]:
+    """AP or AUROC of p rankings, each of entries of its own: on a GPU one sort for all categories."""
+    keys = metrics.ranking_keys(scores, labels, where)
+    return of_sorted_rows(metric, jax.lax.sort(keys, dimension=1, is_stable=False))
+
+
+def of_sorted_rows(metric: str, ordered: Int32[jax.Array, "p n"]) -> Float[jax.Array, " p"]:
+    """What `metrics.of_sorted` finds in columns, of `metrics.ranking_keys` sorted ascending along rows.
+
+    A GPU sorts and sums rows several times faster than columns. Among so many rankings some positive is always tied,
+    so that ties are not a case of their own: one scan more finds each group of equal scores.
+    """
+    n = ordered.shape[1]
+    place = jax.lax.broadcasted_iota(jnp.int32, ordered.shape, 1)
+    masked = jnp.sum(ordered == jnp.iinfo(jnp.int32).min, axis=1, keepdims=True, dtype=jnp.int32)
+    positive, score = ordered & 1, ordered >> 1
+    through = jax.lax.cumsum(positive, axis=1)
+    total, before = through[:, -1:], through - positive
+    starts = jnp.pad(score[:, 1:] != score[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+    if metric == "AP":
+        # A group counts where it starts: its positives times the precision down to it.
+        later = jax.lax.cummin(jnp.where(starts, before, total), axis=1, reverse=True)
+        positives = jnp.concatenate([later[:, 1:], total], axis=1) - before
+        precision = (total - before).astype(jnp.float32) / (n - place).astype(jnp.float32)
+        each = jnp.where(starts, positives.astype(jnp.float32) * precision, 0.0)
+        return _sum_of_rows(each) / jnp.where(total == 0, jnp.nan, total)[:, 0]
+    # A group begins with its negatives, so that a positive has all of them behind it, and the tied ones count half.
+    negatives = place - before - masked
+    below = jax.lax.cummax(jnp.where(starts, negatives, 0), axis=1)
+    each = below.astype(jnp.float32) + (negatives - below).astype(jnp.float32) / 2
+    pairs = total.astype(jnp.float32) * (n - masked - total).astype(jnp.float32)
+    return _sum_of_rows(jnp.where(positive == 1, each, 0.0)) / jnp.where(pairs == 0, jnp.nan, pairs)[:, 0]
+
+
+def _sum_of_rows(x: Float[jax.Array, "p n"]) -> Float[jax.Array, " p"]:
+    """`metrics.fixed_order_sum` of rows, in two passes: one pass would leave most of a GPU's threads idle."""
+    columns = 1 << max(0, (x.shape[1] - 1).bit_length()) // 2
+    x = jnp.pad(x, ((0, 0), (-x.shape[1] % columns, 0)))
+    # Every `columns`-th entry is what the halves of `fixed_order_sum` bring together.
+    parts = metrics.fixed_order_sum(x.reshape(len(x), -1, columns).swapaxes(0, 1).reshape(x.shape[1] // columns, -1))
+    return metrics.fixed_order_sum(jax.lax.optimization_barrier(parts.reshape(len(x), columns)).T)
