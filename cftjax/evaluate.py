@@ -16,6 +16,7 @@ import tyro
 
 from cftjax import cli
 from cftjax.config import Metric
+from cftjax.data import meaning
 from cftjax.evaluation import content
 from cftjax.evaluation import files as prediction_files
 from cftjax.evaluation import models as members
@@ -44,6 +45,9 @@ class Evaluation:
     """Columns that may name the rows of a file, best first; none means study, path, image, id."""
     categories: tuple[str, ...] = ()
     """Columns of the file of labels that count; none means all that any model gives."""
+    minus_one: str = "ask"
+    """What -1 in files of labels means where it does not show: negative, uncertain or unknown;
+    negative-and-zero-unknown (or -uncertain, -negative) says it of 0 as well. Of single columns: Bald=negative,…"""
     combine: Combining = "mean"
     """The ensemble: mean of probabilities; mean of ranks; a mean with weights fitted on validation; a mean of members
     picked greedily on validation; or no ensemble."""
@@ -87,6 +91,7 @@ def main() -> None:
         None if options.aggregate == "none" else options.aggregate,
         pattern("--study", options.study),
         None if options.group is None else pattern("--group", options.group),
+        meaning.parse(options.minus_one, prediction_files.MINUS_ONE.option),
     )
     files = [model for model in options.models if not is_run(model)]
     truth, models = read(options, runs, split, files, options.truth, reading)

@@ -39,8 +39,10 @@ class Finetuning(TuningConfig):
     """The folder of the run; a run that was interrupted goes on where it stood."""
     recipe: Literal["default", "paper"] = "default"
     """Search and polish as measures best, or as published."""
-    minus_one: bundles.MinusOne = "refuse"
-    """What a label of -1 means: programs disagree, so that it is refused until you say."""
+    minus_one: str = "ask"
+    """What a label of -1 means: programs disagree, so that it is asked about. negative, uncertain or unknown;
+    negative-and-zero-unknown (or -uncertain, -negative) says it of 0 as well. Of single categories: Bald=negative,…
+    See docs/data.md."""
     hosts: Annotated[HostsConfig, tyro.conf.arg(name="")] = dataclasses.field(default_factory=HostsConfig)
 
 
@@ -51,7 +53,10 @@ def main() -> None:
         tensorboard.check()
     hosts.join(config.hosts)
     config = dataclasses.replace(config, hosts=HostsConfig())  # which is no setting of the run
-    categories, embeddings, last_layer = bundles.read(config.file, head=config.head, minus_one=config.minus_one)
+    categories, embeddings, last_layer, notes = bundles.read(config.file, head=config.head, minus_one=config.minus_one)
+    if devices.is_primary():
+        for note in notes:
+            print(f"{config.file.name}: {note}.", flush=True)
     digest = bundles.fingerprint(config.file, config.head, config.minus_one)
     run = runs.create(config.workdir, config, categories, digest)
     with run.writing():

@@ -82,11 +82,13 @@ class Dataset:
         categories: the names, in the order of every [... c] axis.
         splits: `train`, `validation` and, where there is one, `test`.
         fingerprint: a hash of names, labels and settings; a run refuses to go on when it changes.
+        notes: how the files were read, line by line, for a person to see before anything runs.
     """
 
     categories: tuple[str, ...]
     splits: dict[str, Records]
     fingerprint: str
+    notes: tuple[str, ...] = ()
 
 
 class Batch(NamedTuple):

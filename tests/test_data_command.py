@@ -46,21 +46,23 @@ def call(monkeypatch, *words):
 def test_sound_images_pass_the_check(folder, monkeypatch, capsys):
     assert call(monkeypatch, "check", CONFIG, "--data.file", folder / "sound.csv") == 0
     out = capsys.readouterr()
-    assert out.out == "4 images: nothing is broken.\n"
+    told = "sound.csv: path from path; split from split; no groups; 2 categories: dog, cat.\n"
+    assert out.out == told + "4 images: nothing is broken.\n"
     assert "Check: 4/4 images" in out.err
 
 
 def test_everything_broken_is_listed_with_file_and_fault_and_the_exit_code_is_one(folder, monkeypatch, capsys):
     words = ("check", CONFIG, "--data.file", folder / "broken.csv", "--json", folder / "found.json")
     assert call(monkeypatch, *words) == 1
-    lines = capsys.readouterr().out.splitlines()
+    *told, _, _, _, _, _ = lines = capsys.readouterr().out.splitlines()
+    assert told[1:] == ["broken.csv: -1 is uncertain and 0 is negative in cat."]
     faults = {
         "train, image 4 (cut.jpg)": "truncated",
         "test, image 0 (empty.jpg)": "it is empty",
         "test, image 1 (none.jpg)": "no such file",
         "test, image 2 (text.jpg)": "it is of no image format",
     }
-    for line, (place, fault) in zip(lines[:-1], faults.items(), strict=True):
+    for line, (place, fault) in zip(lines[len(told) : -1], faults.items(), strict=True):
         assert line.startswith(f"{place}: {folder}")
         assert fault in line
     assert lines[-1] == "8 images: 4 broken."
@@ -79,7 +81,7 @@ def test_of_very_many_broken_images_the_first_are_printed_and_the_rest_counted(f
     monkeypatch.setattr(command, "MOST_PRINTED", 1)
     assert call(monkeypatch, "check", CONFIG, "--data.file", folder / "broken.csv") == 1
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1:] == ["and 3 more; --json FILE lists them all", "8 images: 4 broken."]
+    assert lines[3:] == ["and 3 more; --json FILE lists them all", "8 images: 4 broken."]
 
 
 def test_ctrl_c_ends_a_check_with_what_was_found_so_far(monkeypatch, tmp_path, capsys):

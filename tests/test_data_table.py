@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from cftjax.data.reading import sheets
+from cftjax.data.reading import headers
 from cftjax.data.reading.problems import DataError
 from cftjax.data.table import TableData
 
@@ -161,7 +161,7 @@ def test_images_may_lie_in_another_folder_and_paths_may_be_absolute(folder, tmp_
 
 
 def test_a_change_of_label_name_order_or_group_changes_the_fingerprint(folder):
-    changed = [TABLE.replace("a/2.png,,", "a/2.png,0,"), TABLE.replace("dog", "wolf"), TABLE.replace("p4", "p1")]
+    changed = [TABLE.replace("b/5.png,0,1", "b/5.png,0,0"), TABLE.replace("dog", "wolf"), TABLE.replace("p4", "p1")]
     prints = [load(folder, content).fingerprint for content in [TABLE, *changed]]
     prints.append(load(folder, categories=("cat", "dog")).fingerprint)
     assert len(set(prints)) == len(prints)
@@ -171,7 +171,7 @@ def test_a_change_of_label_name_order_or_group_changes_the_fingerprint(folder):
     ("content", "parts"),
     [
         (TABLE.replace("path", "Paths"), ["column path", "nearest is Paths"]),
-        (TABLE.replace(",", ";"), ["column path", "commas"]),
+        (TABLE.replace(",", ";"), ["line 1", "separated by ';'", "commas"]),
         (TABLE.replace("a/1.png,1", "a/1.png,2"), ["row 2", "column dog", "'2'", "is no label"]),
         (TABLE.replace("a/1.png,1", "a/1.png,yes"), ["row 2", "column dog", "'yes'"]),
         (TABLE.replace("a/1.png,1", "a/1.png,inf"), ["row 2", "column dog", "'inf'"]),
@@ -207,7 +207,7 @@ def test_what_is_wrong_is_named_with_its_place(folder, content, parts):
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
 def test_the_encoding_is_judged_alike_whatever_the_size_of_the_blocks(folder, monkeypatch, size):
-    monkeypatch.setattr(sheets, "DECODED_BYTES", size)
+    monkeypatch.setattr(headers, "DECODED_BYTES", size)
     assert load(folder, TABLE.replace("dog", "дог")).categories == ("дог", "cat")
     assert "line 4 is not UTF-8" in refused(folder, TABLE.encode().replace(b"a/3", b"a/\xf0\x9f\n"))
 
@@ -226,9 +226,11 @@ def test_row_numbers_count_blank_and_broken_lines(folder):
     assert "row 8, column dog" in message
 
 
-def test_a_column_full_of_words_is_one_problem_per_word(folder):
+def test_a_column_full_of_words_is_one_problem_with_the_option_that_chooses_columns(folder):
     message = refused(folder, TABLE.replace("group", "sex").replace("p1", "M").replace("p2", "M"))
-    assert "'M' (and in 2 more rows)" in message
+    assert "row 2, column sex: 'M' and 2 other values (and in 4 more rows) are no labels" in message
+    assert "--data.categories" in message
+    assert "\n" not in message
 
 
 def test_a_chosen_category_that_is_not_there_is_named_with_the_nearest(folder):

@@ -86,8 +86,9 @@ def summary(options: Summary[Any]) -> int:
         )
     if options.size_sample < 1:
         raise ValueError(f"--size-sample {options.size_sample} must be at least 1")
+    dataset = load(options.data)
     found = summaries.summarise(
-        load(options.data),
+        dataset,
         options.labels,
         options.split,
         most=options.most,
@@ -95,6 +96,8 @@ def summary(options: Summary[Any]) -> int:
         contents=options.contents,
         threads=options.threads,
     )
+    for note in dataset.notes:
+        print(note)
     overview.show(found, options.labels, console(), options.most)
     if options.json is not None:
         storage.write_json(options.json, found.to_dict())
@@ -118,7 +121,10 @@ def picture_of(found: summaries.Summary) -> Any:
 
 def check(options: Check[Any]) -> int:
     """Print what is broken, and write what was asked for."""
-    found = checking.check(load(options.data).splits, options.threads)
+    dataset = load(options.data)
+    for note in dataset.notes:
+        print(note, flush=True)
+    found = checking.check(dataset.splits, options.threads)
     for one in found.broken[:MOST_PRINTED]:
         print(f"{one.split}, image {one.row} ({one.name}): {one.problem}")
     if len(found.broken) > MOST_PRINTED:

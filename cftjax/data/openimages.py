@@ -23,7 +23,7 @@ from jaxtyping import Bool, Int
 
 from cftjax import types
 from cftjax.data import sparse
-from cftjax.data.reading import files, sheets
+from cftjax.data.reading import files, headers, sheets
 from cftjax.data.reading.problems import Problems, require
 from cftjax.text import shown
 
@@ -111,7 +111,7 @@ class ImageNames(Sequence[str]):
 def read_categories(file: Path) -> tuple[str, ...]:
     """The trainable categories, one a line, as Open Images names them (`/m/0bt9lr`)."""
     with sheets.readable(require(file)):
-        sheets.refuse_other_encodings(file)
+        headers.refuse_other_encodings(file)
         names = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
     names = [name for name in names if name]
     problems = Problems(file)
@@ -223,7 +223,7 @@ def stream(file: Path, problems: Problems, title: str) -> Iterator[Block]:
     """The rows of a CSV file, a block after the other; what cannot be read is noted or raised."""
     skipped: list[int] = []
     with sheets.readable(file, problems):
-        header = [name.strip() for name in sheets.read_header(file)]
+        header, header_rows = headers.read(file)
         before = len(problems)
         sheets.require_columns(COLUMNS, header, problems, title)
         if len(problems) > before:
@@ -243,9 +243,9 @@ def stream(file: Path, problems: Problems, title: str) -> Iterator[Block]:
         start = 0
         for batch in reader:
             # The header is a row like any other to the parser.
-            rows = batch if start else batch.slice(1)
+            rows = batch if start else batch.slice(header_rows)
             columns = {name: rows[position] for name, position in positions.items()}
-            yield Block(columns, max(start, 1), skipped, title)
+            yield Block(columns, max(start, header_rows), skipped, title)
             start += len(batch)
 
 

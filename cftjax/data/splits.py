@@ -68,7 +68,7 @@ def prepare(dataset: types.Dataset, labels_config: LabelsConfig, split_config: S
         splits["validation"] = select(complete, validation_rows)
     fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     ordered = {name: splits[name] for name in types.SPLITS if name in splits}
-    return Prepared(types.Dataset(dataset.categories, ordered, fingerprint), validation_rows)
+    return Prepared(dataclasses.replace(dataset, splits=ordered, fingerprint=fingerprint), validation_rows)
 
 
 def select(records: types.Records, rows: Int[np.ndarray, " m"]) -> types.Records:

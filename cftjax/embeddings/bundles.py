@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,17 +18,18 @@ import numpy as np
 from jaxtyping import Float32
 
 from cftjax.data import labels as label_values
+from cftjax.data import meaning
 from cftjax.data.reading import sheets
 from cftjax.data.reading.problems import DataError, Problems, require
 from cftjax.embeddings import table
-from cftjax.embeddings.table import MINUS_ONE_MEND, MinusOne
 from cftjax.runtime import storage
 from cftjax.text import few
-from cftjax.types import SPLITS, Embeddings, Heads, Labels
+from cftjax.types import SPLITS, Embeddings, Heads
 
 ARRAY_SUFFIXES = (".npz", ".safetensors")
 SUFFIXES = (*ARRAY_SUFFIXES, *sheets.PARQUET_SUFFIXES)
 PARTS = ("z", "labels", "groups")
+MINUS_ONE = "--minus-one"
 # A last layer may keep the names that torch gives it.
 KERNEL_NAMES = ("kernel", "weight")
 
@@ -40,14 +41,16 @@ class Bundle(NamedTuple):
         categories: names, length c.
         embeddings: train, and of validation and test those that the file has.
         heads: the last layer.
+        notes: how labels and columns were read, for a person to see.
     """
 
     categories: tuple[str, ...]
     embeddings: dict[str, Embeddings]
     heads: Heads
+    notes: tuple[str, ...] = ()
 
 
-def read(file: Path, *, head: Path | None = None, minus_one: MinusOne = "refuse") -> Bundle:
+def read(file: Path, *, head: Path | None = None, minus_one: str = "ask") -> Bundle:
     """Read a bundle and check all of it.
 
     Args:
@@ -57,18 +60,20 @@ def read(file: Path, *, head: Path | None = None, minus_one: MinusOne = "refuse"
             Or .parquet, one row per image: `split`, `z` (lists) or z_0 to z_(d-1), optionally `group`, and one column
             per category of 1, 0 and blank, in the order of the kernel's rows; a column `path` is not read.
         head: .npz or .safetensors with kernel (or weight) [c d] and bias [c], where `file` has none.
-        minus_one: what a label of -1 means.
+        minus_one: what a label of -1 means, and 0 beside it, as `meaning.parse` takes it.
 
     Raises:
-        DataError: what is missing, of the wrong shape or not finite, by file and array.
+        DataError: what is missing, of the wrong shape or not finite, by file and array; and where labels hold a -1
+            that nothing is said of.
     """
+    answer = meaning.parse(minus_one, MINUS_ONE)
     suffix = require(file).suffix.lower()
     if suffix not in (*ARRAY_SUFFIXES, *sheets.PARQUET_SUFFIXES):
         raise DataError(f"{file}: ends in none of {', '.join(SUFFIXES)}; save it as one of them.")
     if suffix in sheets.PARQUET_SUFFIXES:
         if head is None:
             raise DataError(f"{file}: a table holds no last layer; name one with --head head.npz or head.safetensors.")
-        categories, embeddings = table.read(file, minus_one)
+        categories, embeddings, notes = table.read(file, answer)
         names, heads = _read_head(head)
         dim = embeddings["train"].z.shape[1]
         if heads.kernel.shape != (len(categories), dim):
@@ -77,7 +82,7 @@ def read(file: Path, *, head: Path | None = None, minus_one: MinusOne = "refuse"
                 f"categories {few(categories) or 'none'} and embeddings of {dim} numbers."
             )
         _check_order(file, categories, head, names)
-        return Bundle(categories, embeddings, heads)
+        return Bundle(categories, embeddings, heads, notes)
     arrays = _read_arrays(file)
     splits = _check_names(file, arrays, has_head=head is None)
     names, heads = (None, _heads(file, arrays)) if head is None else _read_head(head)
@@ -85,20 +90,25 @@ def read(file: Path, *, head: Path | None = None, minus_one: MinusOne = "refuse"
     categories = _categories(file, arrays, num) or names or tuple(map(str, range(num)))
     _check_order(file, categories, head, names)
     problems = Problems(file)
-    embeddings = {}
+    given = {}
     for split in splits:
         z, values, groups = (arrays.get(f"{split}_{part}") for part in PARTS)
-        found = _split(split, z, values, groups, heads, problems)
-        if found is not None:
-            z, values = found
-            labels = _labels(file, f"{split}_labels", values, minus_one)
-            embeddings[split] = Embeddings(z, labels.labels, labels.known, labels.uncertain, groups)
+        sound = _split(split, z, values, groups, heads, problems)
+        if sound is not None:
+            given[split] = (*sound, groups)
     problems.raise_if_any()
-    return Bundle(categories, embeddings, heads)
+    values, notes = _labels(file, {split: values for split, (_, values, _) in given.items()}, categories, answer)
+    embeddings = {}
+    for split, (z, _, groups) in given.items():
+        labels = label_values.from_values(values[split])
+        embeddings[split] = Embeddings(z, labels.labels, labels.known, labels.uncertain, groups)
+    return Bundle(categories, embeddings, heads, notes)
 
 
 def fingerprint(file: Path, head: Path | None, minus_one: str) -> str:
     """A hash of all that `read` depends on."""
+    # By the word of earlier versions, so that their runs go on.
+    minus_one = "refuse" if minus_one in meaning.UNANSWERED else minus_one
     digest = hashlib.sha256()
     for part in filter(None, (file, head)):
         with part.open("rb") as stream:
@@ -233,12 +243,26 @@ def _float32(name: str, array: np.ndarray, problems: Problems) -> Float32[np.nda
     return converted
 
 
-def _labels(file: Path, name: str, values: Float32[np.ndarray, "n c"], minus_one: MinusOne) -> Labels:
-    """Labels as numbers, read; -1 as the caller says."""
-    if minus_one == "refuse" and (values == -1).any():
-        row, column = np.argwhere(values == -1)[0]
-        raise DataError(f"{file}: {name} has -1, first in row {row}, column {column}; {MINUS_ONE_MEND}.")
-    try:
-        return label_values.from_values(table.without(values, minus_one))
-    except ValueError as error:
-        raise DataError(f"{file}: {name}: {error}.") from error
+def _labels(
+    file: Path, written: Mapping[str, Float32[np.ndarray, "n c"]], categories: Sequence[str], answer: meaning.Answer
+) -> tuple[dict[str, Float32[np.ndarray, "n c"]], tuple[str, ...]]:
+    """Labels of all splits as `labels.from_values` takes them; a column is one thing in all splits.
+
+    Raises:
+        DataError: where a value is no label, or a -1 is not answered for.
+    """
+    problems = Problems(file)
+    for split, values in written.items():
+        wrong = np.argwhere(~(np.isin(values, (1, 0, -1)) | np.isnan(values)))
+        if len(wrong):
+            row, column = wrong[0]
+            more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+            what = f"{split}_labels: labels other than 1, 0, -1 and NaN: {values[row, column]:g}"
+            problems.add(f"{what} in row {row}, column {column}{more}", mend="correct them, or write NaN where unknown")
+    problems.raise_if_any()
+    everything, told = meaning.read(
+        np.concatenate(list(written.values())), categories, answer, problems, always_ask=True
+    )
+    problems.raise_if_any()
+    ends = np.cumsum([len(values) for values in written.values()])
+    return dict(zip(written, np.split(everything, ends[:-1]), strict=True)), tuple(told)

@@ -8,30 +8,42 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Float32
 
+from cftjax.data import columns, meaning, table
 from cftjax.data import labels as label_values
-from cftjax.data import table
 from cftjax.data.reading import sheets
 from cftjax.data.reading.problems import Problems
 from cftjax.types import SPLITS, Embeddings
 
-MinusOne = Literal["refuse", "uncertain", "unknown"]
-MINUS_ONE_MEND = "say what it means with --minus-one uncertain or --minus-one unknown"
 Z_COLUMN = re.compile(r"z_\d+")
 
 
-def read(file: Path, minus_one: MinusOne) -> tuple[tuple[str, ...], dict[str, Embeddings]]:
+class Read(NamedTuple):
+    """A table that was read.
+
+    Attributes:
+        categories: names, length c.
+        embeddings: by split.
+        notes: how the columns were read, for a person to see.
+    """
+
+    categories: tuple[str, ...]
+    embeddings: dict[str, Embeddings]
+    notes: tuple[str, ...]
+
+
+def read(file: Path, answer: meaning.Answer) -> Read:
     """Categories and the splits of a table.
 
     Args:
         file: the table.
-        minus_one: what a label of -1 means.
+        answer: what a label of -1 means.
 
     Raises:
         DataError: everything that is wrong with it, by row and column.
@@ -51,14 +63,13 @@ def read(file: Path, minus_one: MinusOne) -> tuple[tuple[str, ...], dict[str, Em
     z = _lists(sheet, problems) if z_columns == ["z"] else _columns(sheet, numbered, problems)
     for row in np.flatnonzero(~np.isfinite(z).all(axis=1))[:1]:
         problems.add("an embedding is blank or not finite", row=sheet.place(row), column="z")
-    values = sheet.labels(categories, problems)
-    for row, column in np.argwhere(values == -1)[:1] if minus_one == "refuse" else ():
-        problems.add("the label is -1", row=sheet.place(row), column=categories[column], mend=MINUS_ONE_MEND)
+    written = sheet.labels(categories, problems, "use 1, 0 or blank, or take the column out")
+    values, told = meaning.read(written, categories, answer, problems, always_ask=True)
     names = table.split_of_rows(sheet, "split", problems)
     groups = np.array(sheet.text("group", problems)) if "group" in sheet.columns else None
     problems.raise_if_any()
 
-    labels = label_values.from_values(without(values, minus_one))
+    labels = label_values.from_values(values)
     splits = {}
     for split in SPLITS:
         rows = np.flatnonzero(names == split)
@@ -67,12 +78,16 @@ def read(file: Path, minus_one: MinusOne) -> tuple[tuple[str, ...], dict[str, Em
             splits[split] = Embeddings(
                 z[rows], own.labels, own.known, own.uncertain, None if groups is None else groups[rows]
             )
-    return categories, splits
+    return Read(categories, splits, (*told, *odd(sheet)))
 
 
-def without(values: Float32[np.ndarray, "n c"], minus_one: MinusOne) -> Float32[np.ndarray, "n c"]:
-    """-1 as unknown, where that is what it means."""
-    return np.where(values == -1, np.float32(np.nan), values) if minus_one == "unknown" else values
+def odd(sheet: sheets.Sheet) -> list[str]:
+    """What is said of columns that are no categories by their names, and look like some."""
+    return [
+        f"{name} holds nothing but labels and is {what}: rename it if it is a category"
+        for name, what in (("group", "taken as what keeps rows together"), ("path", "not read"))
+        if name in sheet.columns and columns.holds_labels(sheet.columns[name])
+    ]
 
 
 def _lists(sheet: sheets.Sheet, problems: Problems) -> Float32[np.ndarray, "n d"]:

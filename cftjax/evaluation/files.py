@@ -18,6 +18,7 @@ import pyarrow.csv
 from jaxtyping import Bool, Float, Float64, Int
 
 from cftjax.data import labels as label_values
+from cftjax.data import meaning
 from cftjax.data.reading import sheets
 from cftjax.data.reading.problems import Problems, require
 from cftjax.data.reading.sheets import Sheet
@@ -27,6 +28,8 @@ from cftjax.text import few, shown
 
 # Columns that may name the rows, in this order; upper or lower case is the same.
 KEYS = ("study", "path", "image", "id")
+# Nothing said of -1.
+MINUS_ONE = meaning.Answer("--minus-one")
 # Cells of the file of --ensemble-out, which is made in memory.
 MOST_CELLS = 10**8
 
@@ -101,7 +104,14 @@ def note_repeats(keys: Sequence[str], sheet: Sheet, column: str, problems: Probl
 
 
 def read_truth(
-    file: Path, sheet: Sheet, key: str, categories: Sequence[str], *, aggregate: bool, group: re.Pattern[str] | None
+    file: Path,
+    sheet: Sheet,
+    key: str,
+    categories: Sequence[str],
+    *,
+    aggregate: bool,
+    group: re.Pattern[str] | None,
+    answer: meaning.Answer = MINUS_ONE,
 ) -> Truth:
     """Labels of some of a file's columns: 1, 0, blank for unknown, -1 for uncertain, which does not count.
 
@@ -112,9 +122,10 @@ def read_truth(
         categories: the columns wanted.
         aggregate: whether rows will be brought together, so that a name may come twice.
         group: what the bootstrap draws together, as found in the names; None draws rows.
+        answer: what -1 means where it does not show.
 
     Raises:
-        ValueError: with every cell that is no label.
+        ValueError: with every cell that is no label, and every column of which nothing says what its -1 means.
     """
     names = read_keys(file, sheet, key)
     problems = Problems(file)
@@ -122,14 +133,16 @@ def read_truth(
     problems.raise_if_any()
     if not aggregate:
         note_repeats(names, sheet, key, problems)
-    values = sheet.labels(categories, problems)
+    written = sheet.labels(categories, problems, "use 1, 0, -1 or blank, or choose the columns with --categories")
+    values, told = meaning.read(written, categories, answer, problems)
     problems.raise_if_any()
     found = label_values.from_values(values)
     groups = None
     if group is not None:
         groups = studies(names, group, str(file))[1]
     unit = "studies" if key.lower() == "study" else "images"
-    return Truth(tuple(categories), found.labels, found.known, file.name, tuple(names), groups, unit)
+    notes = tuple(f"In {file.name} {sentence}." for sentence in told)
+    return Truth(tuple(categories), found.labels, found.known, file.name, tuple(names), groups, unit, notes)
 
 
 @dataclasses.dataclass(frozen=True)

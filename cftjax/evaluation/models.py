@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from cftjax import decisions
+from cftjax.data import meaning
 from cftjax.data.reading.sheets import Sheet
 from cftjax.evaluation import files as prediction_files
 from cftjax.evaluation.ensemble import NAME
@@ -32,6 +33,7 @@ class Reading:
         aggregate: what becomes of the rows of one study; None leaves rows alone.
         study: what of a row's name makes the study.
         group: what of a row's name the bootstrap draws together; None draws rows of files, and what runs say.
+        minus_one: what -1 in a file of labels means.
     """
 
     keys: tuple[str, ...] = prediction_files.KEYS
@@ -39,6 +41,7 @@ class Reading:
     aggregate: Aggregate | None = None
     study: re.Pattern[str] = re.compile(r"patient\d+/study\d+")
     group: re.Pattern[str] | None = None
+    minus_one: meaning.Answer = prediction_files.MINUS_ONE
 
 
 def names_of(models: Sequence[Path]) -> list[str]:
@@ -149,7 +152,13 @@ def _truth(file: Path, sheet: Sheet, key: str, others: Sequence[tuple[Path, Shee
             f"{few(columns, 6)}, they have {few(theirs, 6)}{near}; columns must have the same names"
         )
     truth = prediction_files.read_truth(
-        file, sheet, key, categories, aggregate=reading.aggregate is not None, group=reading.group
+        file,
+        sheet,
+        key,
+        categories,
+        aggregate=reading.aggregate is not None,
+        group=reading.group,
+        answer=reading.minus_one,
     )
     left = [name for name in columns if name not in categories]
     if left:

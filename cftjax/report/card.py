@@ -15,6 +15,7 @@ import numpy as np
 
 from cftjax import decisions, runs
 from cftjax.config import Config, LabelsConfig
+from cftjax.data import meaning
 from cftjax.report import tables
 from cftjax.report.tables import MEAN
 from cftjax.runs import Run
@@ -202,8 +203,9 @@ def _labels(run: Run) -> Iterator[str]:
             yield f"Labels of the training split were hidden on purpose (`{labels.hide}`): see the settings."
     else:
         yield "How the backbone was trained is not known here."
-        if settings.get("minus_one", "refuse") != "refuse":
-            yield f"A -1 in the file was read as {settings['minus_one']}."
+    answer = settings.get("minus_one") or settings.get("data", {}).get("minus_one", "ask")
+    if answer not in meaning.UNANSWERED:
+        yield f"A -1 in the file was read as {answer}."
 
 
 def _percent(value: float | None, form: str = ".2f") -> str:

@@ -34,6 +34,9 @@ def opened(loaded: Dataset, config: Config[Any], workdir: Path) -> Iterator[tupl
         workdir: the folder of the run.
     """
     check_together(config.labels, config.training)
+    if devices.is_primary():
+        for note in loaded.notes:
+            print(note, flush=True)
     prepared = splits.prepare(loaded, config.labels, config.split)
     dataset = prepared.dataset
     run = runs.create(workdir, config, dataset.categories, dataset.fingerprint, loop.preprocessing(config))

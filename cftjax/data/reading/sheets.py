@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import csv
 import dataclasses
 import difflib
-import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ import pyarrow.csv
 import pyarrow.parquet
 from jaxtyping import Float32, Int
 
+from cftjax.data.reading import headers
 from cftjax.data.reading.problems import DataError, Problems
 from cftjax.runtime import storage
 from cftjax.text import shown
@@ -28,8 +27,6 @@ PARQUET_SUFFIXES = (".parquet", ".pq")
 WRONG = np.inf
 # Rows of the wrong length after which a file is given up: its lines are no table.
 MAX_SKIPPED = 1000
-# Bytes checked at a time for being UTF-8.
-DECODED_BYTES = 2**23
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,14 +34,16 @@ class Sheet:
     """A table in memory, its cells as the file has them.
 
     Attributes:
-        columns: by name; a column without a name (a saved row index) is left out.
+        columns: by name; a column without a name that counts the rows (a saved index) is left out.
         rows: [n] the number of each row as a spreadsheet shows it.
         title: the file's name where messages are about several files, else None.
+        left_out: what was left out, in words.
     """
 
     columns: dict[str, pa.ChunkedArray]
     rows: Int[np.ndarray, " n"]
     title: str | None = None
+    left_out: tuple[str, ...] = ()
 
     def place(self, index: int | np.integer) -> int | str:
         """What a message calls a row."""
@@ -63,8 +62,16 @@ class Sheet:
                 problems.add("the cell is blank", row=self.place(index), column=column, mend="fill it in")
         return cells
 
-    def labels(self, columns: Sequence[str], problems: Problems) -> Float32[np.ndarray, "n c"]:
-        """Category columns as numbers: 1, 0, -1, NaN where blank; every other value is a problem, noted once."""
+    def labels(
+        self, columns: Sequence[str], problems: Problems, mend: str = "use 1, 0, -1 or blank"
+    ) -> Float32[np.ndarray, "n c"]:
+        """Category columns as numbers: 1, 0, -1, NaN where blank; a column with any other value is a problem.
+
+        Args:
+            columns: their names.
+            problems: where they are noted.
+            mend: what a person may do about it.
+        """
         values = np.full((len(self.rows), len(columns)), np.nan, np.float32)
         for place, column in enumerate(columns):
             try:
@@ -77,15 +84,13 @@ class Sheet:
             numbers = np.array([*map(label, cells), np.nan])
             codes = pc.fill_null(encoded.indices, len(cells)).to_numpy()
             values[:, place] = numbers[codes]
-            wrong, first, count = np.unique(
-                np.where(np.isinf(numbers), np.arange(len(numbers)), -1)[codes], return_index=True, return_counts=True
-            )
-            for code, row, times in zip(wrong, first, count, strict=True):
-                if code >= 0:
-                    more = f" (and in {times - 1} more rows)" if times > 1 else ""
-                    mend = "use 1, 0, -1 or blank, or choose the category columns"
-                    what = f"{shown(cells[code])}{more} is no label"
-                    problems.add(what, row=self.place(row), column=column, mend=mend)
+            wrong = np.flatnonzero(np.isinf(values[:, place]))
+            if len(wrong):
+                kinds = len(np.unique(codes[wrong]))
+                others = f" and {kinds - 1} other values" if kinds > 1 else ""
+                more = f" (and in {len(wrong) - 1} more rows)" if len(wrong) > 1 else ""
+                what = f"{shown(cells[codes[wrong[0]]])}{others}{more} {'are no labels' if others else 'is no label'}"
+                problems.add(what, row=self.place(wrong[0]), column=column, mend=mend)
         return values
 
 
@@ -99,16 +104,15 @@ def require_columns(
         folded = {column.lower(): column for column in existing}
         close = difflib.get_close_matches(name.lower(), folded, n=1)
         has = f"the nearest is {folded[close[0]]}" if close else f"it has {', '.join(existing) or 'none'}"
-        if len(existing) == 1 and any(mark in next(iter(existing)) for mark in ";\t|"):
-            has += "; save it with commas between the cells"
         mend = "add it, or rename the one that is meant"
         problems.add(f"no such column in {title or 'the table'}; {has}", column=name, mend=mend)
 
 
 def label(cell: Any) -> float:
     """1, 0 or -1, NaN for blank, and WRONG for everything else."""
-    if isinstance(cell, str) and not cell.strip():
-        return np.nan
+    # Python itself would take 0_1 for 1.
+    if isinstance(cell, str) and (not cell.strip() or "_" in cell):
+        return WRONG if cell.strip() else np.nan
     try:
         number = np.nan if cell is None else float(cell)
     except (TypeError, ValueError, OverflowError):
@@ -137,19 +141,24 @@ def read(file: Path, problems: Problems, title: str | None = None) -> Sheet:
         else:
             names, table, rows = read_csv(file, problems, title)
     columns: dict[str, pa.ChunkedArray] = {}
-    for name, column in zip(names, table.columns, strict=True):
-        if name.strip() in columns:
-            problems.add("the header has this column twice", column=name.strip(), mend="rename or remove one")
-        elif name.strip():
-            columns[name.strip()] = column
+    left_out = []
+    for position, (name, column) in enumerate(zip(map(str.strip, names), table.columns, strict=True)):
+        if name in ("", headers.PARQUET_INDEX) or name.startswith(headers.CSV_INDEX):
+            if why := headers.nameless(name, position, column):
+                problems.add(why, mend="give it a name in the header, or remove it")
+            left_out.append(f"column {position + 1} without a name")
+        elif name in columns:
+            problems.add("the header has this column twice", column=name, mend="rename or remove one")
+        else:
+            columns[name] = column
     if not len(table):
         problems.add(f"{title or 'the table'} has no rows", mend="add rows below the header, or copy the file again")
-    return Sheet(columns, rows, title)
+    return Sheet(columns, rows, title, tuple(left_out))
 
 
 def read_csv(file: Path, problems: Problems, title: str | None) -> tuple[list[str], pa.Table, np.ndarray]:
     """The header, every cell as text, and the row numbers of what was kept: blank lines are not."""
-    names = read_header(file)
+    names, header_rows = headers.read(file)
     skipped: list[int] = []
     # By position, so that the types are set whatever the header says, twice or not at all.
     positions = [str(position) for position in range(len(names))]
@@ -167,18 +176,8 @@ def read_csv(file: Path, problems: Problems, title: str | None) -> tuple[list[st
     for column in table.columns:
         filled |= np.asarray(pc.call_function("not_equal", [column, pa.scalar("")]))
     # The header is a row like any other to the parser.
-    filled[:1] = False
+    filled[:header_rows] = False
     return names, table.filter(pa.array(filled)), rows[filled]
-
-
-def read_header(file: Path) -> list[str]:
-    """The cells of the first row of a CSV file, which must be UTF-8 to its end."""
-    refuse_other_encodings(file)
-    with file.open(encoding="utf-8-sig", newline="") as stream:
-        names = next(csv.reader(stream), [])
-    if not names:
-        raise DataError(f"{file}: is empty; its first row must name the columns.")
-    return names
 
 
 def note_rows(problems: Problems, title: str | None, skipped: list[int]) -> Callable[[Any], str]:
@@ -205,18 +204,3 @@ def readable(file: Path, problems: Problems | None = None) -> Iterator[None]:
         if problems:
             problems.raise_if_any()
         raise DataError(f"{file}: cannot be read as a table ({' '.join(str(error).split())}).") from error
-
-
-def refuse_other_encodings(file: Path) -> None:
-    """Raise a DataError where a file is not UTF-8; parsers would find out late, or not say where."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    lines = 0
-    with file.open("rb") as stream:
-        # The last, empty block says that a character cut short will not be completed.
-        for block in itertools.chain(iter(lambda: stream.read(DECODED_BYTES), b""), [b""]):
-            try:
-                decoder.decode(block, final=not block)
-            except UnicodeDecodeError as error:
-                line = lines + error.object.count(b"\n", 0, error.start) + 1
-                raise DataError(f"{file}: line {line} is not UTF-8; save the table as UTF-8.") from error
-            lines += block.count(b"\n")
