@@ -1,7 +1,7 @@
 """Category-wise Fine-Tuning of multi-label image classifiers trained with partial labels.
 
 With arrays: `fine_tune`, or its parts `search`, `polish` and `choose`; scores in `metrics`, losses in `losses`. With
-a run that `python -m cftjax.train` or `python -m cftjax.finetune` made: `open_run`. With images: `load`, the model of a
+a run that `cftjax train` or `cftjax finetune` made: `open_run`. With images: `load`, the model of a
 run.
 """
 

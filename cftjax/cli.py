@@ -1,4 +1,4 @@
-"""What the commands share: configuration files and options, one clear line for an error, the compilation cache."""
+"""What the commands share: recipes, configuration files and options, one clear line for an error, compiled programs."""
 
 from __future__ import annotations
 
@@ -12,15 +12,19 @@ import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, TextIO, TypeVar
+from typing import Annotated, Any, Generic, Literal, NamedTuple, TextIO, TypeVar
 
 import jax
 import tyro
 
+from cftjax import options, recipes, short_help
 from cftjax.config import RECIPES, Config, HostsConfig, with_recipe
 from cftjax.runtime import checkpoints, devices, hosts, interruption
 
 D = TypeVar("D")
+
+# Said after SIGTERM or Ctrl-C.
+STOPPED = "Stopped. The same command goes on from here."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,23 +32,34 @@ class Experiment(Generic[D]):
     """A configuration and where its run lives."""
 
     config: Annotated[Config[D], tyro.conf.arg(name="")]
-    workdir: Path = Path("runs/digits")
+    workdir: Annotated[Path, tyro.conf.arg(aliases=("-o",))] = Path("runs/digits")
     """The folder of the run; a run that was interrupted goes on where it stood."""
     recipe: Literal["default", "paper"] = "default"
     """CFT settings: whatever measures best, or as published."""
     hosts: Annotated[HostsConfig, tyro.conf.arg(name="")] = dataclasses.field(default_factory=HostsConfig)
 
 
-def read_config(path: Path) -> Config[Any]:
-    """The `get_config()` of a configuration file.
+def read_config(word: str | Path) -> Config[Any]:
+    """The configuration of a recipe by its name, or the `get_config()` of a Python file.
 
     Raises:
-        ValueError: where the file is missing or has no such function.
+        ValueError: where there is no such recipe or file, or the file has no such function.
     """
+    path = Path(word)
+    if path.suffix != ".py":
+        if str(word) in recipes.names():
+            return recipes.read(str(word))
+        if path.suffix in (".csv", ".parquet"):
+            raise ValueError(f"{word} is data, and what is wanted here is a recipe: use csv --data.file {word}")
+        near = difflib.get_close_matches(str(word), recipes.names(), n=1)
+        known = ", ".join(recipes.names())
+        mend = f"did you mean {near[0]}?" if near else f"there are {known}, or a file that ends in .py"
+        raise ValueError(f"no recipe {word}; {mend}")
     if not path.is_file():
-        folder = path.parent if path.parent.is_dir() else Path("configs")
-        near = difflib.get_close_matches(path.name, [p.name for p in folder.glob("*.py")], n=1, cutoff=0.3)
-        hint = f"; did you mean {folder / near[0]}?" if near else ""
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")], n=1, cutoff=0.3)
+        named = difflib.get_close_matches(path.stem, recipes.names(), n=1)
+        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
+        hint = hint or (f"; did you mean the recipe {named[0]}?" if named else "")
         raise ValueError(f"no configuration file {path}{hint}")
     spec = importlib.util.spec_from_file_location(f"cftjax_config_{path.stem}", path)
     if spec is None or spec.loader is None:
@@ -74,7 +89,7 @@ def parse(
     kind: Any = Experiment,
     suffix: str = "",
 ) -> Any:
-    """[CONFIG.py] [--recipe NAME] [--workdir RUN] [--section.option VALUE …], options of this configuration's types.
+    """[RECIPE or CONFIG.py] [--recipe NAME] [--workdir RUN] [--section.option VALUE …], options of its types.
 
     Args:
         description: first line of --help.
@@ -87,14 +102,43 @@ def parse(
         An instance of `kind`.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    config, name, command = default(), "digits", f"python -m cftjax.{Path(sys.argv[0]).stem}"
-    if words and not words[0].startswith("-"):
-        path = Path(words.pop(0))
-        config, name, command = read_config(path), path.stem, f"{command} {path}"
-    config = with_recipe(config, recipe_of(words))
+    named = configuration(words, f"cftjax {Path(sys.argv[0]).stem}", default)
+    config = with_recipe(named.config, recipe_of(named.options))
     kind = kind[type(config.data)]
-    start = kind(config, Path("runs") / f"{name}{suffix}")
-    return tyro.cli(kind, default=start, args=words, description=description, prog=command)
+    start = kind(config, Path("runs") / f"{named.name}{suffix}")
+    return short_help.parse(kind, start, named.options, named.command, description)
+
+
+class Named(NamedTuple):
+    """The configuration that a command names, or its default one.
+
+    Attributes:
+        config: the configuration.
+        name: of its recipe or file.
+        command: up to here, as typed.
+        options: the words after it.
+    """
+
+    config: Config[Any]
+    name: str
+    command: str
+    options: list[str]
+
+
+def configuration(words: Sequence[str], command: str, default: Callable[[], Config[Any]]) -> Named:
+    """[RECIPE or CONFIG.py] [--options]: the configuration, once the options are known to be meant for it.
+
+    Raises:
+        ValueError: where there is no such configuration, or an option goes by another name here.
+    """
+    named = Named(default(), "digits", command, list(words))
+    is_named = bool(words) and not words[0].startswith("-")
+    if is_named:
+        named = Named(read_config(words[0]), Path(words[0]).stem, f"{command} {words[0]}", list(words[1:]))
+    options.check(named.options, named.command)
+    if not is_named:
+        options.check_recipe(named.options, command, type(named.config.data))
+    return named
 
 
 def use_compilation_cache() -> None:
@@ -126,7 +170,7 @@ def words(error: Exception) -> str:
     return str(error)
 
 
-def run(main: Callable[[], None], stopped: str = "Stopped. The same command goes on from here.") -> None:
+def run(main: Callable[[], None], stopped: str = STOPPED) -> None:
     """Run a command: what the user can mend is one line on standard error, not a traceback.
 
     `CFTJAX_TRACEBACK=1` shows the traceback as well.
@@ -141,6 +185,10 @@ def run(main: Callable[[], None], stopped: str = "Stopped. The same command goes
         with warnings.catch_warnings(), interruption.handled(interruption.terminate, [signal.SIGTERM]):
             warnings.showwarning = show_warning
             main()
+    except BrokenPipeError:
+        # Whoever read the output, such as `head`, has seen enough; nothing more may be flushed to it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except KeyboardInterrupt as error:
         print(f"\nStopped: {error}" if str(error) else f"\n{stopped}", file=sys.stderr)
         hosts.leave(interruption.exit_code(error))

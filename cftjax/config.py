@@ -454,16 +454,21 @@ D = TypeVar("D")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(TuningConfig, Generic[D]):
-    """A whole experiment."""
+class ImagesConfig(Generic[D]):
+    """Everything before the tuning of heads, in the order in which a person sets it: --help shows it so."""
 
     data: D
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
     labels: LabelsConfig = field(default_factory=LabelsConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
     input: InputConfig = field(default_factory=InputConfig)
-    backbone: BackboneConfig = field(default_factory=BackboneConfig)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
     embed: EmbedConfig = field(default_factory=EmbedConfig)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(TuningConfig, ImagesConfig[D]):
+    """A whole experiment; fields of the last base come first."""
 
 
 @dataclasses.dataclass(frozen=True)

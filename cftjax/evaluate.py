@@ -1,7 +1,7 @@
-"""Measure runs and files of predictions, and their ensemble: `python -m cftjax.evaluate RUN… [FILE.csv…] [--options]`.
+"""Measure runs and files of predictions, and their ensemble: `cftjax evaluate RUN… [FILE.csv…] [--options]`.
 
-python -m cftjax.evaluate runs/a runs/b runs/c                          # each run and their ensemble, on test
-python -m cftjax.evaluate a.csv b.csv --truth groundtruth.csv           # what other programs predicted
+cftjax evaluate runs/a runs/b runs/c                          # each run and their ensemble, on test
+cftjax evaluate a.csv b.csv --truth groundtruth.csv           # what other programs predicted
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from cftjax.evaluation.models import Reading
 from cftjax.runs import Run
 from cftjax.runtime.progress import Progress
 from cftjax.scores.predictions import Predictions, Truth
+
+STOPPED = "Stopped."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +83,7 @@ class Evaluation:
 
 def main() -> None:
     """Read, fit what is to be fitted, measure, write."""
-    options = tyro.cli(Evaluation, prog="python -m cftjax.evaluate")
+    options = tyro.cli(Evaluation, prog="cftjax evaluate")
     check(options)
     runs = [Run(model) for model in options.models if is_run(model)]
     split = members.split_of(runs, options.split) if runs else None
@@ -257,4 +259,4 @@ def optimism(runs: Sequence[Run], split: str | None) -> list[str]:
 
 
 if __name__ == "__main__":
-    cli.run(main, stopped="Stopped.")
+    cli.run(main, STOPPED)

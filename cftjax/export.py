@@ -1,4 +1,4 @@
-"""A run as one file that works without it: `python -m cftjax.export RUN [--format stablehlo|safetensors|onnx]`.
+"""A run as one file that works without it: `cftjax export RUN [--format stablehlo|safetensors|onnx]`.
 
 A file is kept only when it has been read back, run, and found to say what the run says.
 """
@@ -46,14 +46,14 @@ class Exporting:
     """The --workdir of a training or fine-tuning."""
     format: Format = "stablehlo"
     """StableHLO, which JAX runs on CPU, CUDA and TPU without this library; all weights as safetensors, which
-    `cftjax.inference.formats.read` reads; or ONNX (pip install 'cftjax[onnx]')."""
-    output: Path | None = None
+    `cftjax.inference.formats.read` reads; or ONNX, which needs the extra `onnx`."""
+    output: Annotated[Path | None, tyro.conf.arg(aliases=("-o",))] = None
     """The folder of the files; None is `export` in the run."""
 
 
 def main() -> None:
     """Write the file, and say how far it is from the run."""
-    options = tyro.cli(Exporting, description=Exporting.__doc__)
+    options = tyro.cli(Exporting, description=Exporting.__doc__, prog="cftjax export")
     run = Run(options.run)
     path, difference = write(run, options.format, options.output or run.folder / "export")
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, at most {difference:.1e} from the run's own probabilities")

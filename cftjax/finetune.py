@@ -1,4 +1,4 @@
-"""CFT on a model trained anywhere: `python -m cftjax.finetune FILE --workdir RUN`.
+"""CFT on a model trained anywhere: `cftjax finetune FILE --workdir RUN`.
 
 The file holds embeddings, labels and the last layer; the run holds the report and a new last layer, `heads.npz` and
 `heads.safetensors`.
@@ -7,13 +7,14 @@ The file holds embeddings, labels and the last layer; the run holds the report a
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from cftjax import cli, runs
+from cftjax import cli, options, runs, short_help
 from cftjax.config import HostsConfig, TuningConfig, with_recipe
 from cftjax.embeddings import bundles
 from cftjax.runtime import devices, hosts, tensorboard
@@ -35,7 +36,7 @@ class Finetuning(TuningConfig):
     head: Path | None = None
     """The last layer in an .npz or .safetensors of its own, kernel (or weight) [c d] and bias [c]; a .parquet needs
     one."""
-    workdir: Path = Path("runs/finetune")
+    workdir: Annotated[Path, tyro.conf.arg(aliases=("-o",))] = Path("runs/finetune")
     """The folder of the run; a run that was interrupted goes on where it stood."""
     recipe: Literal["default", "paper"] = "default"
     """Search and polish as measures best, or as published."""
@@ -48,7 +49,11 @@ class Finetuning(TuningConfig):
 
 def main() -> None:
     """Read the file, tune its heads, report."""
-    config = tyro.cli(Finetuning, default=with_recipe(Finetuning(), cli.recipe_of(sys.argv[1:])))
+    words = sys.argv[1:]
+    options.check(words, "cftjax finetune", sections=False)
+    default = with_recipe(Finetuning(), cli.recipe_of(words))
+    description = inspect.cleandoc(Finetuning.__doc__ or "")
+    config: Finetuning = short_help.parse(Finetuning, default, words, "cftjax finetune", description)
     if config.tensorboard:
         tensorboard.check()
     hosts.join(config.hosts)

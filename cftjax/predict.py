@@ -1,6 +1,6 @@
-"""Probabilities and decisions for images: `python -m cftjax.predict RUN PATH… -o out.csv`.
+"""Probabilities and decisions for images: `cftjax predict RUN PATH… -o out.csv`.
 
-The run must be one of `python -m cftjax.train`; nothing else of it is needed, neither its data nor its configuration.
+The run must be one of `cftjax train`; nothing else of it is needed, neither its data nor its configuration.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from cftjax.text import closest, few
 MOST_PRINTED = 10
 # Pixels that an image below a heatmap is reduced to, where its file allows it.
 DRAWN_SIZE = 512
+STOPPED = "Stopped; nothing is written."
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -110,7 +111,7 @@ class Opening:
 
 def main() -> None:
     """Check everything, then predict, write and draw block by block, and name what could not be read."""
-    options: Any = tyro.cli(Predicting, prog="python -m cftjax.predict")
+    options: Any = tyro.cli(Predicting, prog="cftjax predict")
     check(options)
     names, files = finding.find(options.paths)
     model = models.load(options.run)
@@ -250,4 +251,4 @@ def say(model: Model, names: Sequence[str], errors: dict[int, str], positive: np
 
 
 if __name__ == "__main__":
-    cli.run(main, stopped="Stopped; nothing is written.")
+    cli.run(main, STOPPED)

@@ -1,6 +1,6 @@
 """The paper's table from real runs: modes of unknown labels before and after CFT, over known proportions of the labels.
 
-    python -m cftjax.sweep CONFIG.py --known-proportions 0.1 0.5 0.9 [--seeds 0 1 2] [--unknowns ignore selective]
+    cftjax sweep RECIPE --known-proportions 0.1 0.5 0.9 [--seeds 0 1 2] [--unknowns ignore selective]
         [any option of cftjax.train]
 
 WORKDIR/negative-0.1 is the run in Negative mode, WORKDIR/ignore-0.1 the one in Ignore mode, and so on. A sweep that was
@@ -14,9 +14,10 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
+import tyro
 
 from cftjax import cli, metrics
 from cftjax.config import ORDERS, Config, Metric, Unknown, check_together
@@ -41,7 +42,7 @@ BOOTSTRAP_SEED = 0
 class Sweep(cli.Experiment[D]):
     """An experiment at several known proportions; the sweep itself sets labels.known-proportion and labels.unknown."""
 
-    workdir: Path = Path("runs/digits-sweep")
+    workdir: Annotated[Path, tyro.conf.arg(aliases=("-o",))] = Path("runs/digits-sweep")
     """The folder of the table and of all runs; a sweep that was interrupted goes on where it stood."""
     known_proportions: tuple[float, ...] = (0.1, 0.5, 0.9)
     """Shares of the training labels that stay known (of the positive ones, where labels.hide is positives_first): a run

@@ -1,4 +1,4 @@
-"""The whole pipeline: `python -m cftjax.train [CONFIG.py] [--recipe default|paper] [--workdir RUN] [--options]`.
+"""The whole pipeline: `cftjax train [RECIPE or CONFIG.py] [--recipe default|paper] [--workdir RUN] [--options]`.
 
 Without a configuration it trains on digits drawn on the spot, a minute or two on two cores.
 """

@@ -49,7 +49,7 @@ import sys
 
 import numpy as np
 
-from cftjax import devices
+from cftjax.runtime import devices
 
 if sys.argv[1] == "keep":
     assert devices.keep_freed_memory()

@@ -13,7 +13,7 @@ from cftjax.data import __main__ as command
 from cftjax.data.looking import checking, overview, summary, workers
 from cftjax.data.reading import images
 
-CONFIG = "configs/csv.py"
+CONFIG = "csv"
 SOUND = ["a.jpg", "b.jpg", "c.jpg", "d.jpg"]
 
 
@@ -34,7 +34,7 @@ def folder(tmp_path):
 
 
 def call(monkeypatch, *words):
-    """Exit code of `python -m cftjax.data WORDS`."""
+    """Exit code of `cftjax data WORDS`."""
     monkeypatch.setattr(sys, "argv", ["cftjax.data", *map(str, words)])
     try:
         cli.run(command.main, stopped="Stopped.")
@@ -161,11 +161,11 @@ def test_a_faulty_table_is_refused_in_one_message(folder, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        ([], 2, "usage: python -m cftjax.data {summary,check}"),
+        ([], 2, "usage: cftjax data {summary,check}"),
         (["--help"], 0, "open and decode every image, and list what is broken"),
         (["sumary"], 1, "no command 'sumary'; did you mean summary?"),
         (["train"], 1, "no command 'train'; use summary or check"),
-        (["check", "configs/cvs.py"], 1, "did you mean configs/csv.py?"),
+        (["check", "configs/cvs.py"], 1, "did you mean the recipe csv?"),
         (["check", CONFIG, "--data.fiel", "x"], 2, "--data.file STR"),
         (["summary", CONFIG, "--help"], 0, "--data.path-column STR"),
         (["summary", "--most", "0"], 1, "--most 0 is not in 1..200"),

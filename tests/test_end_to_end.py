@@ -217,6 +217,6 @@ def test_a_mistyped_option_is_refused_with_the_nearest_right_one(monkeypatch, ca
     assert "--ga.num-generations" in capsys.readouterr().err
 
 
-def test_a_missing_configuration_names_the_nearest_file():
-    with pytest.raises(ValueError, match=r"did you mean configs/digits\.py"):
+def test_a_missing_configuration_names_the_nearest_recipe():
+    with pytest.raises(ValueError, match="did you mean the recipe digits"):
         cli.read_config(cli.Path("configs/digit.py"))

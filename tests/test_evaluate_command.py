@@ -67,7 +67,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def call(monkeypatch, capsys, folder):
-    """What `python -m cftjax.evaluate WORDS` prints, within the folder; its error where it fails."""
+    """What `cftjax evaluate WORDS` prints, within the folder; its error where it fails."""
     monkeypatch.chdir(folder)
     monkeypatch.delenv("CFTJAX_TRACEBACK", raising=False)
 

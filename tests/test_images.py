@@ -231,5 +231,5 @@ def test_dicom_is_known_by_its_first_bytes_where_the_name_says_nothing(tmp_path)
 def test_dicom_without_the_extra_says_what_to_install(tmp_path, monkeypatch):
     (tmp_path / "a.dcm").write_bytes(b"\0" * 128 + b"DICM")
     monkeypatch.setitem(sys.modules, "pydicom", None)
-    with pytest.raises(ImportError, match=r"a\.dcm: DICOM needs the extra `dicom`; run pip install"):
+    with pytest.raises(ImportError, match=r"a\.dcm: DICOM needs pydicom; run pip install"):
         images.open_image(tmp_path / "a.dcm")

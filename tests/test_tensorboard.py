@@ -91,7 +91,7 @@ def test_of_too_many_categories_only_the_mean_is_logged(tmp_path, monkeypatch):
 
 def test_without_the_writer_the_option_is_refused_with_what_to_install(monkeypatch):
     monkeypatch.setattr(tensorboard.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"pip install 'cftjax\[tensorboard\]'"):
+    with pytest.raises(ImportError, match=r"needs tensorboardX: pip install .*tensorboardX"):
         tensorboard.check()
 
 

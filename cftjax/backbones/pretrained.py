@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float
 
-from cftjax import types
+from cftjax import extras, types
 from cftjax.backbones import torch_files
 from cftjax.input.preprocessing import Preprocessing
 from cftjax.runtime import storage
@@ -271,7 +271,7 @@ def _from_hub(repository: str, files: Sequence[str]) -> Path | None:
         import huggingface_hub  # pyright: ignore[reportMissingImports]
         from huggingface_hub import errors  # pyright: ignore[reportMissingImports]
     except ImportError:
-        raise ValueError(f"hf:{repository} needs huggingface_hub: pip install 'cftjax[hub]'") from None
+        raise ValueError(f"hf:{repository} needs huggingface_hub: {extras.install('hub')}") from None
     for file in files:
         # What was asked for and was not there is remembered like what was, so that nothing is asked twice.
         if huggingface_hub.try_to_load_from_cache(repository, file) is huggingface_hub._CACHED_NO_EXIST:

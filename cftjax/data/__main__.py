@@ -1,4 +1,4 @@
-"""Look at a data set before training: `python -m cftjax.data summary CONFIG.py` and `… check CONFIG.py`.
+"""Look at a data set before training: `cftjax data summary RECIPE` and `… check RECIPE`.
 
 The configuration and the options of data, labels and split are those of training.
 """
@@ -11,13 +11,13 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
 import numpy as np
 import tyro
 from rich.console import Console
 
-from cftjax import cli, figures, types
+from cftjax import cli, figures, short_help, types
 from cftjax.config import LabelsConfig, SplitConfig
 from cftjax.data.looking import checking, overview
 from cftjax.data.looking import summary as summaries
@@ -27,16 +27,17 @@ from cftjax.runtime import storage
 
 D = TypeVar("D")
 
-USAGE = """usage: python -m cftjax.data {summary,check} [CONFIG.py] [--data.option VALUE ...]
+USAGE = """usage: cftjax data {summary,check} [RECIPE or CONFIG.py] [--data.option VALUE ...]
 
   summary   images, patients, labels of every category, sizes, missing and repeated files
   check     open and decode every image, and list what is broken
 
-python -m cftjax.data summary CONFIG.py --help lists the options."""
+cftjax data summary RECIPE --help lists the options; cftjax recipes lists the recipes."""
 # Broken images printed; the file of --json lists all.
 MOST_PRINTED = 200
 # Every pair of them is counted and drawn.
 MOST_CATEGORIES = 200
+STOPPED = "Stopped."
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,7 @@ class Summary(Generic[D]):
     data: D
     labels: LabelsConfig
     split: SplitConfig
-    json: Path | None = None
+    json: Annotated[Path | None, tyro.conf.arg(aliases=("-o",))] = None
     """Write everything that was counted to this file."""
     picture: Path | None = None
     """Draw labels per category and co-occurrence into this PNG."""
@@ -65,7 +66,7 @@ class Check(Generic[D]):
     """Open and decode every image of every split, and list what is broken; the exit code is 1 where anything is."""
 
     data: D
-    json: Path | None = None
+    json: Annotated[Path | None, tyro.conf.arg(aliases=("-o",))] = None
     """Write everything that was found to this file."""
     threads: int = os.cpu_count() or 1
     """Threads that open images."""
@@ -145,7 +146,7 @@ def console() -> Console:
 
 
 def parse(arguments: Sequence[str]) -> Summary[Any] | Check[Any]:
-    """COMMAND [CONFIG.py] [--options], options of this configuration's types.
+    """COMMAND [RECIPE or CONFIG.py] [--options], options of this configuration's types.
 
     Raises:
         ValueError: there is no such command.
@@ -154,11 +155,8 @@ def parse(arguments: Sequence[str]) -> Summary[Any] | Check[Any]:
     if command not in ("summary", "check"):
         near = difflib.get_close_matches(command, ["summary", "check"], n=1, cutoff=0.4)
         raise ValueError(f"no command {command!r}; {f'did you mean {near[0]}?' if near else 'use summary or check'}")
-    config = get_config()
-    named = bool(words) and not words[0].startswith("-")
-    path = words.pop(0) if named else "[CONFIG.py]"
-    if named:
-        config = cli.read_config(Path(path))
+    named = cli.configuration(words, f"cftjax data {command}", get_config)
+    config = named.config
     kind: Any
     if command == "summary":
         kind = Summary[type(config.data)]  # type: ignore[valid-type]
@@ -166,13 +164,12 @@ def parse(arguments: Sequence[str]) -> Summary[Any] | Check[Any]:
     else:
         kind = Check[type(config.data)]  # type: ignore[valid-type]
         default = kind(data=config.data)
-    prog = f"python -m cftjax.data {command} {path}"
-    description = (Summary if command == "summary" else Check).__doc__
-    return tyro.cli(kind, default=default, args=words, prog=prog, description=description)
+    description = (Summary if command == "summary" else Check).__doc__ or ""
+    return short_help.parse(kind, default, named.options, named.command, description)
 
 
 def main() -> None:
-    """Do what the words after `python -m cftjax.data` say."""
+    """Do what the words after `cftjax data` say."""
     words = sys.argv[1:]
     if not words or words[0] in ("-h", "--help"):
         print(USAGE)
@@ -184,4 +181,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, stopped="Stopped.")
+    cli.run(main, STOPPED)

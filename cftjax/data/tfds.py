@@ -1,6 +1,6 @@
 """Prepared TensorFlow Datasets, read without TensorFlow: ArrayRecord files below a folder like ~/tensorflow_datasets.
 
-Only preparing one needs TensorFlow: `pip install 'cftjax[tfds-prepare]'`, then `prepare` once, on any machine.
+Only preparing one needs TensorFlow: install the extra `tfds-prepare`, then `prepare` once, on any machine.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from cftjax import types
+from cftjax import extras, types
 from cftjax.data import sparse
 from cftjax.data.reading import files, images
 from cftjax.data.reading.problems import DataError
@@ -101,7 +101,7 @@ def prepare(name: str, root: str = "~/tensorflow_datasets", manual_dir: str | No
     try:
         importlib.import_module("tensorflow")
     except ImportError as error:
-        mend = "run pip install 'cftjax[tfds-prepare]', perhaps in an environment of its own"
+        mend = f"run {extras.install('tfds-prepare')}, perhaps in an environment of its own"
         raise ImportError(f"preparing a set needs TensorFlow ({error}): {mend}.") from error
     manual = None if manual_dir is None else Path(manual_dir).expanduser()
     builder = library.builder(name, data_dir=Path(root).expanduser(), file_format="array_record")
@@ -143,7 +143,7 @@ def find_folder(name: str, root: str) -> Path:
     if not prepared:
         command = f'python -c "from cftjax.data import tfds; tfds.prepare({name!r}, {root!r})"'
         raise DataError(
-            f"{folder}: {name} is not prepared there; run pip install 'cftjax[tfds-prepare]', then {command}, "
+            f"{folder}: {name} is not prepared there; run {extras.install('tfds-prepare')}, then {command}, "
             "with manual_dir='…' as well where files have to be downloaded by hand."
         )
     if len(prepared) > 1:

@@ -176,7 +176,7 @@ def read_predictions(file: Path, sheet: Sheet, rows: Rows, truth: Truth, name: s
     index = np.array([place.get(key, -1) for key in keys], np.int64)
     broken = np.zeros(len(keys), bool)
     errors = sheet.text("error") if "error" in sheet.columns else []
-    # Rows that `python -m cftjax.predict` could not open.
+    # Rows that `cftjax predict` could not open.
     for row, error in enumerate(errors):
         broken[row] = bool(error.strip())
     index[broken] = -1

@@ -13,6 +13,7 @@ import numpy as np
 import safetensors.numpy
 from jax import export
 
+from cftjax import extras
 from cftjax.inference.flattening import flattened
 from cftjax.inference.program import FORMAT, Function, Program
 from cftjax.runtime import storage
@@ -22,7 +23,7 @@ Format = Literal["stablehlo", "safetensors", "onnx"]
 PLATFORMS = ("cpu", "cuda", "tpu")
 # Under which a file's metadata hold the description.
 KEY = "cftjax"
-ONNX_EXTRA = "ONNX needs jax2onnx and onnxruntime: pip install 'cftjax[onnx]'"
+ONNX_EXTRA = f"ONNX needs jax2onnx and onnxruntime: {extras.install('onnx')}"
 
 
 def abstract_input(program: Program) -> jax.ShapeDtypeStruct:

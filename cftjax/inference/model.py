@@ -259,10 +259,10 @@ def load(folder: str | os.PathLike[str]) -> Model:
     """The model of a finished run, from its folder alone.
 
     Args:
-        folder: the --workdir of `python -m cftjax.train`.
+        folder: the --workdir of `cftjax train`.
 
     Raises:
-        ValueError: for a run of `python -m cftjax.finetune`, which has no backbone.
+        ValueError: for a run of `cftjax finetune`, which has no backbone.
         FileNotFoundError: where there is no run, or an unfinished one.
     """
     run = Run(Path(folder))

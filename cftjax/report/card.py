@@ -121,8 +121,8 @@ def _use(run: Run) -> Iterator[str]:
     yield "`RUN` is the folder of the run, where this card was made."
     yield "```"
     if _has_backbone(run):
-        yield "python -m cftjax.predict RUN images/ -o predictions.csv"
-    yield "python -m cftjax.export RUN        # one file that runs without cftjax"
+        yield "cftjax predict RUN images/ -o predictions.csv"
+    yield "cftjax export RUN        # one file that runs without cftjax"
     yield "```"
     yield "```python"
     if _has_backbone(run):

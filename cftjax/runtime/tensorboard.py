@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from cftjax import metrics
+from cftjax import extras, metrics
 
 # In the folder of a stage.
 FOLDER = "tensorboard"
@@ -30,7 +30,7 @@ def check() -> None:
         ImportError: with the command that installs it.
     """
     if importlib.util.find_spec("tensorboardX") is None:
-        raise ImportError("--tensorboard needs tensorboardX: pip install 'cftjax[tensorboard]'")
+        raise ImportError(f"--tensorboard needs tensorboardX: {extras.install('tensorboard')}")
 
 
 class Log:

@@ -14,6 +14,8 @@ import numpy as np
 from jaxtyping import Float, Num, UInt8
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from cftjax import extras
+
 DICOM_SUFFIXES = (".dcm", ".dicom")
 # A DICOM file has 128 bytes of anything, then these four.
 DICOM_PREAMBLE, DICOM_MAGIC = 128, b"DICM"
@@ -211,7 +213,7 @@ def pydicom_for(file: Path) -> tuple[Any, Any]:
     try:
         return importlib.import_module("pydicom"), importlib.import_module("pydicom.pixels")
     except ImportError as error:
-        raise ImportError(f"{file}: DICOM needs the extra `dicom`; run pip install 'cftjax[dicom]'.") from error
+        raise ImportError(f"{file}: DICOM needs pydicom; run {extras.install('dicom')}.") from error
 
 
 def window_share(values: Float[np.ndarray, "h w"], header: Any) -> Float[np.ndarray, "h w"] | None:

@@ -1,7 +1,7 @@
 """MS-COCO 2014 with part of its training labels, hidden as published (uniformly, 10 % known unless told otherwise).
 
-    python -m cftjax.train configs/coco2014_partial.py --data.root coco --labels.known-proportion 0.1
-    python -m cftjax.sweep configs/coco2014_partial.py --data.root coco --known-proportions 0.1 0.5 0.9
+    cftjax train coco2014_partial --data.root coco --labels.known-proportion 0.1
+    cftjax sweep coco2014_partial --data.root coco --known-proportions 0.1 0.5 0.9
 
 The second makes the paper's table: Negative mode, Ignore mode and CFT at each proportion.
 

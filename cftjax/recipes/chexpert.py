@@ -1,7 +1,7 @@
 """CheXpert: unknown findings count as negative, uncertain ones are left out, AUROC.
 
-    python -m cftjax.train configs/chexpert.py --data.root CheXpert-v1.0-small --workdir runs/chexpert
-    python -m cftjax.train configs/chexpert.py --data.root CheXpert-v1.0-small --data.findings fourteen
+    cftjax train chexpert --data.root CheXpert-v1.0-small --workdir runs/chexpert
+    cftjax train chexpert --data.root CheXpert-v1.0-small --data.findings fourteen
 
 The first trains on the five findings that the competition scores, the second on all fourteen.
 

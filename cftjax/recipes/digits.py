@@ -1,6 +1,6 @@
 """The embedded default, spelt out: the place to start changing things.
 
-python -m cftjax.train configs/digits.py --workdir runs/digits
+cftjax train digits --workdir runs/digits
 """
 
 from cftjax.default import get_config

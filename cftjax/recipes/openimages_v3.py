@@ -1,7 +1,7 @@
 """Open Images V3: 5,000 trainable categories, of which people verified a few for each image; nothing is hidden.
 
-    python -m cftjax.train configs/openimages_v3.py --data.root openimages-v3 --workdir runs/openimages
-    python -m cftjax.train configs/openimages_v3.py --data.root openimages-v3 --data.only-present
+    cftjax train openimages_v3 --data.root openimages-v3 --workdir runs/openimages
+    cftjax train openimages_v3 --data.root openimages-v3 --data.only-present
 
 Needs classes-trainable.txt, {train,validation,test}/annotations-human.csv, and the images as {split}/{ImageID}.jpg,
 below the root. The second command takes the images that are there and leaves the others out. The run's folder needs

@@ -1,6 +1,6 @@
 """A table of one's own: a CSV or Parquet file with `path` and one column per category (1, 0, -1 or blank).
 
-    python -m cftjax.train configs/csv.py --data.file labels.csv --workdir runs/mine
+    cftjax train csv --data.file labels.csv --workdir runs/mine
 
 Needs the file, and the images at its paths below the folder of the file, or below `--data.images`. It may have a column
 `split` (train, validation, test) and a column `group` (patient, camera, …), kept together when validation is carved.

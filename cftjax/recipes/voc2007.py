@@ -1,8 +1,8 @@
 """Pascal VOC 2007 with part of its training labels, hidden uniformly; 10 % known unless told otherwise.
 
-    python -m cftjax.train configs/voc2007.py --data.root VOCdevkit --labels.known-proportion 0.1
-    python -m cftjax.train configs/voc2007.py --data.root VOCdevkit --labels.hide none --workdir runs/voc2007-complete
-    python -m cftjax.sweep configs/voc2007.py --data.root VOCdevkit --known-proportions 0.1 0.5 0.9
+    cftjax train voc2007 --data.root VOCdevkit --labels.known-proportion 0.1
+    cftjax train voc2007 --data.root VOCdevkit --labels.hide none --workdir runs/voc2007-complete
+    cftjax sweep voc2007 --data.root VOCdevkit --known-proportions 0.1 0.5 0.9
 
 Needs VOC2007/ImageSets/Main/*.txt and VOC2007/JPEGImages/, of trainval and of test, below the root. test is the test
 split; validation is carved from trainval, or is VOC's own with `--data.own-validation`.
