@@ -1,1 +1,1 @@
-"""What `python -m cftjax.data` tells of a data set."""
+"""What `cftjax data` tells of a data set."""
