@@ -34,16 +34,14 @@ os.environ |= {"JAX_PLATFORMS": "cpu", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
+import lowered
 from jax.experimental import topologies
 from jax.sharding import Mesh, PartitionSpec
+from lowered import array
 
-from cftjax import backbones, types
 from cftjax.cft import packing, polish, search
-from cftjax.config import BackboneConfig, EmbedConfig, GAConfig, PolishConfig, TrainingConfig, TuningConfig, with_recipe
-from cftjax.embeddings import embed as embedding
+from cftjax.config import EmbedConfig, GAConfig, PolishConfig, TuningConfig, with_recipe
 from cftjax.runtime import devices
-from cftjax.training import step as steps
 
 # Of one v5e chip: bfloat16 operations and bytes a second, bytes of memory, cycles a second.
 FLOPS, BANDWIDTH, MEMORY, CLOCK = 197e12, 819e9, 16 * 2**30, 1.5e9
@@ -68,38 +66,6 @@ class Program(NamedTuple):
     lower: Callable[[Mesh], Any]
     times: int
     unit: str
-
-
-def array(shape: tuple[int, ...], dtype: Any, sharding: Any) -> Any:
-    """A shape in place of an array."""
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
-
-
-def train(mesh: Mesh, name: str, size: int, batch: int, categories: int, remat: bool) -> Any:
-    """One step of training in bfloat16, Adam."""
-    architecture = (BackboneConfig(name, remat=remat, image_size=size), categories, jnp.bfloat16)
-    graphdef, *shapes = steps.abstract_classifier(*architecture)
-    spec = steps.new_spec(graphdef, TrainingConfig(), 1000, mesh)
-    split = devices.sharded(mesh)
-    given = types.Batch(
-        array((batch, size, size, 3), jnp.float32, split),
-        array((batch, categories), jnp.float32, split),
-        array((batch, categories), jnp.bool, split),
-        array((batch,), jnp.int32, split),
-    )
-    step: Any = steps.compiled(spec)
-    return step.lower(steps.abstract_state(spec, *shapes), given)
-
-
-def embed(mesh: Mesh, name: str, size: int, batch: int) -> Any:
-    """Images to embeddings in bfloat16."""
-    config = BackboneConfig(name, image_size=size)
-    backbone = nnx.eval_shape(lambda: backbones.create(config, nnx.Rngs(0), jnp.bfloat16))
-    graphdef, variables = nnx.split(backbone)
-    variables = devices.abstract(nnx.as_pure(variables), devices.replicated(mesh))
-    return embedding.forward.lower(
-        graphdef, variables, array((batch, size, size, 3), jnp.float32, devices.sharded(mesh))
-    )
 
 
 def rows(mesh: Mesh, categories: int, known: int, genes: int, positives: int) -> packing.Rows:
@@ -161,14 +127,20 @@ def polishing(mesh: Mesh, config: PolishConfig, dim: int, group: Group) -> Any:
 
 def training(name: str, chips: int, batch: int, remat: bool) -> Program:
     """A step at 448 pixels and 80 categories."""
-    run = functools.partial(train, name=name, size=448, batch=batch, categories=80, remat=remat)
+
+    def run(mesh: Mesh) -> Any:
+        return lowered.train(mesh, name, 448, batch, 80, remat)[0]
+
     words = f"train {name} 448 px, batch {batch}{', remat' * remat}"
     return Program(words, chips, run, 82_783 // batch, "epoch of MS-COCO")
 
 
 def embedded(name: str, chips: int, batch: int) -> Program:
     """A step at 448 pixels."""
-    run = functools.partial(embed, name=name, size=448, batch=batch)
+
+    def run(mesh: Mesh) -> Any:
+        return lowered.embed(mesh, name, 448, batch)[0]
+
     return Program(f"embed {name} 448 px, batch {batch}", chips, run, 82_783 // batch, "MS-COCO")
 
 

@@ -1,9 +1,12 @@
-"""Every test runs on virtual CPU devices, with shapes and types checked at each call."""
+"""Tests run on virtual CPU devices, or with CFTJAX_TEST_DEVICES=any on what is there; shapes and types are checked."""
 
 import os
 
+if os.environ.get("CFTJAX_TEST_DEVICES", "cpu") not in ("cpu", "any"):
+    raise SystemExit("CFTJAX_TEST_DEVICES is neither cpu nor any: leave it unset for eight virtual CPU devices")
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-os.environ["JAX_PLATFORMS"] = "cpu"
+if os.environ.get("CFTJAX_TEST_DEVICES") != "any":
+    os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax
 import pytest
