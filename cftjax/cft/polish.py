@@ -18,16 +18,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Float, Int
 
 from cftjax import losses
 from cftjax.cft import packing, rules, spaces
 from cftjax.cft.packing import Rows
-from cftjax.cft.search import Progress, Store
-from cftjax.cft.spaces import Space
+from cftjax.cft.spaces import Leading
+from cftjax.cft.work import Progress, Store, Work, prepare
 from cftjax.config import PolishConfig
-from cftjax.runtime import devices
 from cftjax.types import Embeddings, Heads
 
 
@@ -223,6 +222,7 @@ def polish(
     validation: Embeddings,
     *,
     config: PolishConfig | None = None,
+    leading: Leading | None = None,
     store: Store | None = None,
     progress: Progress | None = None,
     mesh: Mesh | None = None,
@@ -234,6 +234,7 @@ def polish(
         train: embeddings [n d] or [n c d] (arrays or memory maps) with labels and known.
         validation: the same for the split that judges.
         config: loss, optimizer and pulls; None for the defaults.
+        leading: principal directions of the training embeddings, where they have been found already.
         store: where finished categories are kept, so that an interrupted polish goes on.
         progress: called with categories done, categories, and the mean validation score so far.
         mesh: devices with an axis `data`, over which categories are split; None for one device. Where they are those of
@@ -248,64 +249,59 @@ def polish(
     config = config or PolishConfig()
     if config.optimizer == "newton" and config.loss != "bce":
         raise ValueError("polish.optimizer newton minimises bce alone: use --polish.optimizer adam for asymmetric")
-    store = {} if store is None else store
-    kernel, bias = np.array(heads.kernel, np.float32), np.array(heads.bias, np.float32)
-    untuned = packing.untunable(train, validation)
-    tuned = [c for c in range(len(kernel)) if c not in untuned]
-    whole = config.dimensions is None
-    space = Space() if whole else spaces.principal_space(train, config.dimensions, white=False)
-    seen_train, seen_validation = (spaces.see(split, heads, space) for split in (train, validation))
-    unit = np.ones(len(kernel), np.float32)
+    work = prepare(heads, train, validation, dimensions=config.dimensions, white=False, leading=leading, mesh=mesh)
+    results = _descend_all(work, config, {} if store is None else store, progress)
+    kept = _picked(results, work.tuned, pulls(config), work.validation, config, validation.groups)
+    return _as_polished(work, results, kept, train, config)
 
-    # As in the search, every host polishes categories of its own.
-    several = mesh is not None and jax.process_count() > 1
-    mesh = devices.local(mesh) if mesh is not None else None
-    known = seen_train.known.sum(0)
-    mine = sorted(devices.share(sorted(tuned, key=lambda c: known[c]))) if several else tuned
-    sharding = None if mesh is None else NamedSharding(mesh, PartitionSpec("data"))
-    run = _program(config, mesh)
-    candidates = pulls(config)
-    longest = packing.padded_length(max((int(known[c]) for c in tuned), default=1))
-    judging = packing.padded_length(int(seen_validation.known.sum(0).max(initial=1)))
-    each = 4.0 * (longest * (2 * seen_train.z.shape[-1] + 8 * len(candidates)) + judging * seen_train.z.shape[-1])
-    at_once = packing.categories_at_once(each, 1 if mesh is None else mesh.size)
-    extent = len(kernel), len(candidates)
-    found = {
-        "genes": np.zeros((*extent, seen_train.z.shape[-1]), np.float32),
+
+def _descend_all(work: Work, config: PolishConfig, store: Store, progress: Progress | None) -> dict[str, np.ndarray]:
+    """All pulls of all categories, in groups: genes [c s r], bias, step, score [c s], before [c]."""
+    run, num = _program(config, work.mesh), len(pulls(config))
+    extent = len(work.heads.bias), num
+    results = {
+        "genes": np.zeros((*extent, work.num_genes), np.float32),
         "bias": np.zeros(extent, np.float32),
         "step": np.zeros(extent, np.int32),
         "score": np.full(extent, np.nan, np.float32),
-        "before": np.full(len(kernel), np.nan, np.float32),
+        "before": np.full(len(work.heads.bias), np.nan, np.float32),
     }
-    done: list[int] = []
-
-    for group in packing.groups(seen_train, seen_validation, mine, at_once, ranked=False):
-        results = store.get(group.name)
-        if results is None:
-            rows = group.rows(seen_train, seen_validation, unit, sharding)
-            results = {name: np.asarray(value) for name, value in run(*rows).items()}
-            store[group.name] = results
+    at_once = work.categories_at_once(work.longest * (2 * work.num_genes + 8 * num) + work.judging * work.num_genes)
+    unit, done = np.ones(len(work.heads.bias), np.float32), []
+    for group in packing.groups(work.train, work.validation, work.mine, at_once, ranked=False):
+        given = store.get(group.name)
+        if given is None:
+            rows = group.rows(work.train, work.validation, unit, work.sharding)
+            given = {name: np.asarray(value) for name, value in run(*rows).items()}
+            store[group.name] = given
         here = list(group.categories)
-        for name, value in results.items():
-            found[name][here] = value[: len(here)]
+        for name, value in given.items():
+            results[name][here] = value[: len(here)]
         done += here
         if progress is not None:
-            progress(len(done), len(mine), float(np.nanmean(np.nanmax(found["score"][done], axis=1))))
+            progress(len(done), len(work.mine), float(np.nanmean(np.nanmax(results["score"][done], axis=1))))
+    work.join(list(results.values()))
+    return results
 
-    if several:
-        packing.join_hosts(mine, list(found.values()))
-    after, steps, names = found["before"].copy(), np.zeros(len(kernel), np.int32), [""] * len(kernel)
-    for c, i in _picked(found, tuned, candidates, seen_validation, config, validation.groups).items():
+
+def _as_polished(
+    work: Work, results: dict[str, np.ndarray], kept: dict[int, int | None], train: Embeddings, config: PolishConfig
+) -> Polished:
+    """The heads of the pulls kept, category by category."""
+    kernel, bias, candidates = work.heads.kernel.copy(), work.heads.bias.copy(), pulls(config)
+    after, steps, names = results["before"].copy(), np.zeros(len(kernel), np.int32), [""] * len(kernel)
+    for c, i in kept.items():
         if i is not None:
             pull = candidates[i]
-            step, shift = space.step(found["genes"][c, i], c)
+            step, shift = work.space.step(results["genes"][c, i], c)
             kernel[c] = pull.towards * kernel[c] + step
-            bias[c] = pull.towards * bias[c] + shift + found["bias"][c, i]
-            after[c], steps[c], names[c] = found["score"][c, i], found["step"][c, i], pull.name
+            bias[c] = pull.towards * bias[c] + shift + results["bias"][c, i]
+            after[c], steps[c], names[c] = results["score"][c, i], results["step"][c, i], pull.name
+    heads = Heads(kernel, bias)
     if config.refit_bias:
-        bias = packing.refit_bias(Heads(kernel, bias), train, [c for c in tuned if names[c]])
+        heads = work.refit_bias(heads, train, [c for c in work.tuned if names[c]])
     every = [pull.name for pull in candidates]
-    return Polished(Heads(kernel, bias), found["before"], after, steps, names, untuned, every, found["score"].T)
+    return Polished(heads, results["before"], after, steps, names, work.untuned, every, results["score"].T)
 
 
 def _picked(

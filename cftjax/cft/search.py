@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -23,16 +23,12 @@ from jaxtyping import Bool, Float, Int
 
 from cftjax.cft import algorithms, packing, spaces
 from cftjax.cft.packing import Rows
-from cftjax.cft.spaces import Space
+from cftjax.cft.work import Progress, Store, Work, prepare
 from cftjax.config import GAConfig, Metric
-from cftjax.runtime import devices
 from cftjax.types import Embeddings, Heads
 
 GENERATIONS_AT_ONCE = 50
 SECONDS_BETWEEN_SAVES = 20.0
-
-Store = MutableMapping[str, dict[str, np.ndarray]]
-Progress = Callable[[int, int, float], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -344,6 +340,7 @@ def search(
     key: jax.Array,
     config: GAConfig | None = None,
     seeds: Sequence[Heads] = (),
+    leading: spaces.Leading | None = None,
     store: Store | None = None,
     progress: Progress | None = None,
     mesh: Mesh | None = None,
@@ -357,6 +354,7 @@ def search(
         key: randomness; the same key gives the same heads.
         config: operators, budget and metric; None for the defaults.
         seeds: other heads for the first population; in `dimensions`, as near as those directions come to them.
+        leading: principal directions of the training embeddings, where they have been found already.
         store: where finished categories and the state of running ones are kept; a search given the store of an
             interrupted one goes on where that stood.
         progress: called with generations done, generations at most, and the mean validation score so far; where it
@@ -371,99 +369,147 @@ def search(
         ValueError: for an unknown algorithm or metric.
     """
     config = config or GAConfig()
-    store = {} if store is None else store
-    kernel, bias = np.array(heads.kernel, np.float32), np.array(heads.bias, np.float32)
-    untuned = packing.untunable(train, validation)
-    tuned = [c for c in range(len(kernel)) if c not in untuned]
-    whole = config.dimensions is None  # the genes are kernel and bias themselves, as published
-    space = Space() if config.dimensions is None else spaces.principal_space(train, config.dimensions, white=True)
-    seen_train, seen_validation = (spaces.see(split, heads, space) for split in (train, validation))
-    unit = np.ones(len(kernel), np.float32) if whole else spaces.spread(seen_train)
-    num_genes = seen_train.z.shape[-1]
-    population = np.concatenate(
-        [
-            spaces.as_genes([heads, *seeds, *_shrunken(heads, config.seeds)], space, unit),
-            *([_one_step(seen_train, heads, unit, whole)] if "gradient" in config.seeds else []),
-        ],
-        axis=1,
+    work = prepare(heads, train, validation, dimensions=config.dimensions, white=True, leading=leading, mesh=mesh)
+    stored = _Stored({} if store is None else store, progress, work, config)
+    unit = np.ones(len(work.heads.bias), np.float32) if config.dimensions is None else spaces.spread(work.train)
+    population = _first_population(work, unit, seeds, config)
+    results = _results(work, config)
+    engine = _engine(config, work.num_genes, config.dimensions is None, work.mesh)
+    for group in packing.groups(work.train, work.validation, work.mine, _at_once(work, config)):
+        here = list(group.categories)
+        found = stored.finished(group)
+        if found is None:
+            found = _search_group(engine, work, group, unit, population, key, stored)
+        for name, value in found.items():
+            if name == "history":
+                results[name][here, : value.shape[1]] = value
+            else:
+                results[name][here] = value
+        stored.count(group, results["after"])
+    work.join([results[name] for name in ("before", "after", "held_out", "history", "genes")])
+    return _as_found(work, results, unit, train, config)
+
+
+def _at_once(work: Work, config: GAConfig) -> int:
+    """Categories searched side by side."""
+    rows = (work.longest + work.judging) * work.num_genes
+    population = config.population_size * (6 * work.longest + 4 * work.num_genes)
+    return config.categories_at_once or work.categories_at_once(rows + population)
+
+
+def _first_population(
+    work: Work, unit: Float[np.ndarray, " c"], seeds: Sequence[Heads], config: GAConfig
+) -> Float[np.ndarray, "c s r"]:
+    """The genes that copies are made of: the heads to be improved on, then all seeds."""
+    given = spaces.as_genes([work.heads, *seeds, *_shrunken(work.heads, config.seeds)], work.space, unit)
+    if "gradient" not in config.seeds:
+        return given
+    return np.concatenate([given, _one_step(work.train, work.heads, unit, config.dimensions is None)], axis=1)
+
+
+def _results(work: Work, config: GAConfig) -> dict[str, np.ndarray]:
+    """Arrays to be filled group by group, for all categories."""
+    c = len(work.heads.bias)
+    results: dict[str, np.ndarray] = {name: np.full(c, np.nan, np.float32) for name in ("before", "after", "held_out")}
+    results["history"] = np.full((c, config.num_generations), np.nan, np.float32)
+    results["genes"] = np.zeros((c, work.num_genes + (config.dimensions is None)), np.float32)
+    return results
+
+
+class _Stored:
+    """What has been searched so far: kept, so that an interrupted search goes on, and told to whoever watches."""
+
+    def __init__(self, store: Store, progress: Progress | None, work: Work, config: GAConfig):
+        self.store = store
+        self.progress = progress
+        self.generations = config.num_generations
+        self.total = config.num_generations * len(work.mine)
+        self.done = 0
+        self.after = np.full(len(work.heads.bias), np.nan, np.float32)
+        self.saved = time.monotonic()
+
+    def finished(self, group: packing.Group) -> dict[str, np.ndarray] | None:
+        """What a finished group gave."""
+        return self.store.get(group.name + "-done")
+
+    def running(self, group: packing.Group) -> dict[str, np.ndarray] | None:
+        """The last state of a group that was interrupted."""
+        self.saved = time.monotonic()
+        return self.store.get(group.name)
+
+    def news(self, group: packing.Group, scores: Float[np.ndarray, "g n"], state: Callable[[], State]) -> None:
+        """Save a group's state now and then, and tell how far it is."""
+        if time.monotonic() - self.saved > SECONDS_BETWEEN_SAVES:
+            self.store[group.name] = _pack(state(), scores)
+            self.saved = time.monotonic()
+        if self.progress is None:
+            return
+        mine, so_far = scores[: len(group.categories)], self.after.copy()
+        so_far[list(group.categories)] = np.fmax.reduce(mine, axis=1)
+        try:
+            self.progress(self.done + int((~np.isnan(mine)).sum()), self.total, float(np.nanmean(so_far)))
+        except KeyboardInterrupt:
+            self.store[group.name] = _pack(state(), scores)
+            raise
+
+    def finish(self, group: packing.Group, results: dict[str, np.ndarray]) -> None:
+        """Keep what a group gave."""
+        self.store[group.name + "-done"] = results
+
+    def count(self, group: packing.Group, after: Float[np.ndarray, " c"]) -> None:
+        """A group is done."""
+        self.after[list(group.categories)] = after[list(group.categories)]
+        self.done += self.generations * len(group.categories)
+        if self.progress is not None:
+            self.progress(self.done, self.total, float(np.nanmean(self.after)))
+
+
+def _search_group(
+    engine: _Engine,
+    work: Work,
+    group: packing.Group,
+    unit: Float[np.ndarray, " c"],
+    population: Float[np.ndarray, "c s r"],
+    key: jax.Array,
+    stored: _Stored,
+) -> dict[str, np.ndarray]:
+    """Search the categories of one group until all have stopped; arrays with a row for each of them."""
+    config, size = engine.config, len(group.categories)
+    rows = group.rows(
+        work.train,
+        work.validation,
+        unit,
+        engine.sharding,
+        add_base=config.dimensions is not None,
+        dtype=jnp.dtype(config.embeddings_dtype).type,
     )
+    members = [*group.categories, *[group.categories[-1]] * (len(rows[0].base) - size)]
+    news = functools.partial(stored.news, group)
+    state, scores, before, held_out = _run_group(engine, rows, population[members], key, stored.running(group), news)
+    results = {
+        "held_out": held_out[:size],
+        "genes": np.asarray(state.genes)[:size],
+        "before": before[:size],
+        "after": np.asarray(state.score)[:size],
+        "history": scores[:size, : config.num_generations],
+    }
+    stored.finish(group, results)
+    return results
 
-    # Categories need no communication: every host searches its own, and learns of the others' at the end.
-    several = mesh is not None and jax.process_count() > 1
-    mesh = devices.local(mesh) if mesh is not None else None
-    known = seen_train.known.sum(0)
-    mine = sorted(devices.share(sorted(tuned, key=lambda c: known[c]))) if several else tuned
-    engine = _engine(config, num_genes, whole, mesh)
-    lengths = [packing.padded_length(int(count)) for count in known[tuned]]
-    longest = max(lengths, default=1)
-    judging = packing.padded_length(int(seen_validation.known.sum(0).max(initial=1)))
-    each = 4.0 * (
-        (longest + judging) * num_genes + 6 * config.population_size * longest + 4 * config.population_size * num_genes
-    )
-    at_once = config.categories_at_once or packing.categories_at_once(each, 1 if mesh is None else mesh.size)
-    before, after, held_out = (np.full(len(kernel), np.nan, np.float32) for _ in range(3))
-    history = np.full((len(kernel), config.num_generations), np.nan, np.float32)
-    found = np.zeros((len(kernel), num_genes + whole), np.float32)
-    done, total = 0, config.num_generations * len(mine)
 
-    for group in packing.groups(seen_train, seen_validation, mine, at_once):
-        here, size = list(group.categories), len(group.categories)
-        results = store.get(group.name + "-done")
-        if results is None:
-            rows = group.rows(
-                seen_train,
-                seen_validation,
-                unit,
-                engine.sharding,
-                add_base=not whole,
-                dtype=jnp.dtype(config.embeddings_dtype).type,
-            )
-            members = [*here, *[here[-1]] * (len(rows[0].base) - size)]
-            saved = time.monotonic()
-
-            def report(
-                scores: np.ndarray, state: Callable[[], State], group: packing.Group = group, done: int = done
-            ) -> None:
-                nonlocal saved
-                if time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
-                    store[group.name] = _pack(state(), scores)
-                    saved = time.monotonic()
-                if progress is not None:
-                    mine, so_far = scores[: len(group.categories)], after.copy()
-                    so_far[list(group.categories)] = np.fmax.reduce(mine, axis=1)
-                    try:
-                        progress(done + int((~np.isnan(mine)).sum()), total, float(np.nanmean(so_far)))
-                    except KeyboardInterrupt:
-                        store[group.name] = _pack(state(), scores)
-                        raise
-
-            state, scores, started, held = _run_group(
-                engine, rows, population[members], key, store.get(group.name), report
-            )
-            results = {
-                "held_out": held[:size],
-                "genes": np.asarray(state.genes)[:size],
-                "before": started[:size],
-                "after": np.asarray(state.score)[:size],
-                "history": scores[:size, : config.num_generations],
-            }
-            store[group.name + "-done"] = results
-        before[here], after[here], held_out[here] = results["before"], results["after"], results["held_out"]
-        history[here, : results["history"].shape[1]] = results["history"]
-        found[here] = results["genes"]
-        done += config.num_generations * size
-        if progress is not None:
-            progress(done, total, float(np.nanmean(after)))
-
-    if several:
-        packing.join_hosts(mine, (before, after, held_out, history, found))
-    for c in tuned:
-        if whole:
-            kernel[c], bias[c] = found[c, :-1], found[c, -1]
+def _as_found(
+    work: Work, results: dict[str, np.ndarray], unit: Float[np.ndarray, " c"], train: Embeddings, config: GAConfig
+) -> Found:
+    """Genes as heads."""
+    kernel, bias, genes = work.heads.kernel.copy(), work.heads.bias.copy(), results["genes"]
+    for c in work.tuned:
+        if config.dimensions is None:
+            kernel[c], bias[c] = genes[c, :-1], genes[c, -1]
         else:
-            step, shift = space.step(found[c] * unit[c], c)
+            step, shift = work.space.step(genes[c] * unit[c], c)
             kernel[c] += step
             bias[c] += shift
+    heads = Heads(kernel, bias)
     if config.refit_bias:
-        bias = packing.refit_bias(Heads(kernel, bias), train, tuned)
-    return Found(Heads(kernel, bias), before, after, history.T, held_out, untuned)
+        heads = work.refit_bias(heads, train, work.tuned)
+    return Found(heads, results["before"], results["after"], results["history"].T, results["held_out"], work.untuned)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import weakref
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Num
@@ -121,25 +119,19 @@ def _directions(z: Num[Array, "n d"], num: int) -> Directions:
     return Directions(mean, inverse, values[order], vectors)
 
 
-_last: tuple[Callable[[], Any], bytes, int, list[Directions]] | None = None
+Leading = list[Directions]
 
 
-def leading_directions(z: Num[Array, ...], num: int) -> list[Directions]:
-    """Of embeddings shared by the categories, or of each category's own.
+def leading_directions(z: Num[Array, ...], num: int) -> Leading:
+    """Of embeddings shared by the categories, one; or of each category's own.
 
-    Polish, search and the folds of a cross-validation ask for those of the same embeddings, at the cost of reading them
-    twice: the last answer is kept as long as they are, and given again where some of their rows still look the same.
+    They cost two readings of the embeddings: whoever asks several times for those of the same ones keeps them.
     """
-    global _last
-    some = np.linspace(0, len(z) - 1, min(len(z), 64)).astype(int)
-    mark = hashlib.sha256(np.ascontiguousarray(np.asarray(z[some])).tobytes()).digest()
-    if _last is None or _last[0]() is not z or _last[1] != mark or _last[2] < num:
-        each = [z] if z.ndim == 2 else [z[:, c] for c in range(z.shape[1])]
-        _last = weakref.ref(z), mark, num, [_directions(one, num) for one in each]
-    return [d._replace(variance=d.variance[:num], vectors=d.vectors[:, :num]) for d in _last[3]]
+    each = [z] if z.ndim == 2 else [z[:, c] for c in range(z.shape[1])]
+    return [_directions(embeddings, num) for embeddings in each]
 
 
-def principal_space(train: Embeddings, num: int | None, *, white: bool) -> Space:
+def principal_space(train: Embeddings, num: int | None, *, white: bool, leading: Leading | None = None) -> Space:
     """The `num` leading principal directions of the standardised training embeddings, all rows, known or not.
 
     Fewer genes make a smaller product and overfit less: directions in which the embeddings hardly vary are left alone.
@@ -149,18 +141,20 @@ def principal_space(train: Embeddings, num: int | None, *, white: bool) -> Space
         num: r at most; None for all.
         white: whether every coordinate varies by one, as a search that knows no scale wants it; or as much as it does
             in the standardised embeddings, all of them together by one, as a ridge penalty wants it.
+        leading: at least as many directions of the same embeddings, where they have been found already.
     """
-    found = leading_directions(train.z, train.z.shape[-1] if num is None else num)
-    rank = min(len(one.variance) for one in found)
+    wanted: int = train.z.shape[-1] if num is None else num
+    leading = leading_directions(train.z, wanted) if leading is None else leading
+    rank = min([wanted, *(len(own.variance) for own in leading)])
     directions = [
-        one.vectors[:, :rank]
-        * one.inverse[:, None]
-        / (np.sqrt(one.variance[:rank]) if white else np.sqrt(np.float32(len(one.inverse))))
-        for one in found
+        own.vectors[:, :rank]
+        * own.inverse[:, None]
+        / (np.sqrt(own.variance[:rank]) if white else np.sqrt(np.float32(len(own.inverse))))
+        for own in leading
     ]
     if train.z.ndim == 2:
-        return Space(directions[0], found[0].mean)
-    return Space(np.stack(directions), np.stack([one.mean for one in found]))
+        return Space(directions[0], leading[0].mean)
+    return Space(np.stack(directions), np.stack([own.mean for own in leading]))
 
 
 def as_genes(heads: Sequence[Heads], space: Space, unit: Float[np.ndarray, " c"]) -> Float[np.ndarray, "c s r"]:
@@ -177,12 +171,12 @@ def as_genes(heads: Sequence[Heads], space: Space, unit: Float[np.ndarray, " c"]
 
 def spread(seen: Seen) -> Float[np.ndarray, " c"]:
     """[c] standard deviation of each head's scores over its known rows, a gene's unit; 1 where they do not vary."""
-    found = np.ones(seen.labels.shape[1], np.float32)
-    for c in range(len(found)):
+    deviations = np.ones(seen.labels.shape[1], np.float32)
+    for c in range(len(deviations)):
         scores = seen.base[seen.known[:, c], c]
         if len(scores) and (deviation := float(scores.std())) > 1e-6:
-            found[c] = deviation
-    return found
+            deviations[c] = deviation
+    return deviations
 
 
 def gradient_step(seen: Seen, category: int) -> Float[np.ndarray, " r"]:

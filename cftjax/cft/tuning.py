@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +12,7 @@ import jax
 import numpy as np
 
 from cftjax import metrics
-from cftjax.cft import packing, rules
+from cftjax.cft import packing, rules, spaces
 from cftjax.cft.choose import Chosen, choose
 from cftjax.cft.polish import Polished, polish
 from cftjax.cft.search import Found, search
@@ -34,6 +35,11 @@ class Part:
     validation: Embeddings
     start: Heads
     judged: bool
+
+    @functools.cached_property
+    def leading(self) -> spaces.Leading | None:
+        """Principal directions of the training embeddings, found once; where each category has embeddings, None."""
+        return spaces.leading_directions(self.train.z, self.train.z.shape[-1]) if self.train.z.ndim == 2 else None
 
 
 def parts(train: Embeddings, validation: Embeddings | None, heads: Heads, config: TuningConfig) -> list[Part]:
@@ -83,6 +89,8 @@ def run_stage(
     stage: str, part: Part, heads: Heads, config: TuningConfig, key: jax.Array, **options: Any
 ) -> Found | Polished:
     """`ga` or `polish` on one part, from heads; the search sees the start as well."""
+    settings = config.polish if stage == "polish" else config.ga
+    options["leading"] = None if settings.dimensions is None else part.leading
     if stage == "polish":
         return polish(heads, part.train, part.validation, config=config.polish, **options)
     seeds = [part.start] if part.judged and heads is not part.start else []
