@@ -151,7 +151,7 @@ def predict(
         shown.update(0, len(files), "compiling")
         for part in rows:
             stop = start + len(part.z)
-            probs = model.decisions.probabilities(np.asarray(model.heads(part.z)))
+            probs = model.decisions.probabilities(model.finite(np.asarray(model.heads(part.z))))
             decided = model.decide(probs)
             reasons = [opening.errors.get(row, "") for row in range(start, stop)]
             add(Rows(names[start:stop], probs, decided, reasons))

@@ -1,7 +1,8 @@
 """A run: one folder that describes itself, with one sub-folder per stage, each complete or to be gone on with.
 
 A stage is kept while its own settings and everything it was made from are unchanged; otherwise it and the later ones
-are made anew, with a line saying so. Changed data or categories are refused.
+are made anew, with a line saying so. Changed data or categories are refused. What a complete stage holds is recorded by
+its digests, and damage to it is noticed when it is read.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import jax
 from cftjax import decisions
 from cftjax.decisions import Decisions
 from cftjax.embeddings import embed
-from cftjax.runtime import devices, storage
+from cftjax.runtime import devices, digests, storage
 from cftjax.types import SPLITS, Embeddings, Heads
 
 FORMAT = 1
@@ -36,6 +37,9 @@ LIBRARIES = ("cftjax", "jax", "jaxlib", "flax", "optax", "evosax", "grain", "orb
 # What the records of a run hold, by type.
 CONFIG = {"format": int, "settings": dict, "categories": list, "fingerprint": str, "versions": dict}
 STAGE = {"key": str, "settings": list, "complete": bool, "seconds": int | float}
+# Before records were sealed they held these and nothing else.
+UNSEALED = (*CONFIG, "source", "preprocessing", *STAGE)
+CONFIG_MEND = "restore it from a copy, or use another --workdir"
 
 
 def _record(path: Path, fields: dict[str, Any], mend: str) -> dict[str, Any]:
@@ -44,13 +48,14 @@ def _record(path: Path, fields: dict[str, Any], mend: str) -> dict[str, Any]:
     given = content if isinstance(content, dict) else {}
     wrong = [name for name, kind in fields.items() if not isinstance(given.get(name), kind)]
     if wrong:
-        raise ValueError(f"{path} is damaged ({', '.join(wrong)} missing or of another kind): {mend}")
+        raise digests.Damaged(f"{path} is damaged ({', '.join(wrong)} missing or of another kind): {mend}")
     return given
 
 
 def stage_record(path: Path) -> dict[str, Any]:
     """The stage.json of a stage, or ValueError naming file and mend."""
-    return _record(path, STAGE, f"delete the folder {path.parent}, and the command makes that stage anew")
+    record = _record(path, STAGE, f"delete the folder {path.parent}, and the command makes that stage anew")
+    return digests.unsealed(path, record, UNSEALED)
 
 
 def plain(value: Any) -> Any:
@@ -104,13 +109,12 @@ class Run:
             raise FileNotFoundError(
                 f"{self.folder} is not a run (it has no config.json); give the --workdir of a training"
             )
-        mend = "restore it from a copy, or use another --workdir"
-        self.config = _record(path, {"format": int}, mend)
-        if self.config["format"] > FORMAT:
+        written = _record(path, {"format": int}, CONFIG_MEND)
+        if written["format"] > FORMAT:
             raise ValueError(
-                f"{path} has format {self.config['format']}, this version reads up to {FORMAT}: upgrade cftjax"
+                f"{path} has format {written['format']}, this version reads up to {FORMAT}: upgrade cftjax"
             )
-        _record(path, CONFIG, mend)
+        self.config = digests.unsealed(path, _record(path, CONFIG, CONFIG_MEND), UNSEALED)
         self.categories: tuple[str, ...] = tuple(map(str, self.config["categories"]))
 
     def heads(self, stage: str) -> Heads:
@@ -180,7 +184,7 @@ class Run:
         spent = old["seconds"] if old else 0.0
         content = {"key": key, "settings": settings, "complete": False, "seconds": spent}
         if primary:
-            storage.write_json(record, content)
+            storage.write_json(record, digests.sealed(content))
         devices.barrier(f"{name} begins")
         began = time.monotonic()
         try:
@@ -188,11 +192,14 @@ class Run:
         except BaseException:
             if primary:
                 with contextlib.suppress(OSError):
-                    storage.write_json(record, content | {"seconds": spent + time.monotonic() - began})
+                    stopped = content | {"seconds": spent + time.monotonic() - began}
+                    storage.write_json(record, digests.sealed(stopped))
             raise
         devices.barrier(f"{name} ends")
         if primary:
-            storage.write_json(record, content | {"complete": True, "seconds": spent + time.monotonic() - began})
+            recorded = storage.record_digests(folder)
+            done = {"complete": True, "seconds": spent + time.monotonic() - began, "digests": recorded}
+            storage.write_json(record, digests.sealed(content | done))
 
     def seconds(self) -> dict[str, float]:
         """Stage -> seconds spent on it, over all attempts that were not killed outright."""
@@ -217,7 +224,10 @@ class Run:
                     f"another process is writing into {self.folder}; wait for it, or use another --workdir"
                 ) from error
             storage.remove_leftovers(self.folder)
+            # Of what lies beside the stages, which every command writes again.
+            (self.folder / digests.RECORD).unlink(missing_ok=True)
             yield
+            storage.record_digests(self.folder, deep=False)
 
 
 def create(folder: Path, settings: Any, categories: Sequence[str], fingerprint: str, preprocessing: Any = None) -> Run:
@@ -262,7 +272,7 @@ def create(folder: Path, settings: Any, categories: Sequence[str], fingerprint: 
     }
     devices.barrier("run is read")
     if devices.is_primary():
-        storage.write_json(path, content)
+        storage.write_json(path, digests.sealed(content))
     devices.barrier("run begins")
     if not path.is_file() or storage.read_json(path)["fingerprint"] != fingerprint:
         raise ValueError(

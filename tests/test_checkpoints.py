@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cftjax.runtime import checkpoints, devices
+from cftjax.runtime import checkpoints, devices, digests
 
 
 def tree():
@@ -85,7 +85,11 @@ def test_a_damaged_checkpoint_is_named_in_the_error(tmp_path):
     with warnings.catch_warnings():
         # orbax leaves unawaited coroutines behind where it fails; they are collected here, not in another test.
         warnings.simplefilter("ignore", RuntimeWarning)
-        with pytest.raises(ValueError, match=r"3 cannot be read .* delete it"):
+        with pytest.raises(ValueError, match=r"3/state/.* is damaged .* delete the folder .*3 to go on"):
+            checkpoints.restore(tmp_path, 3, like())
+        # One made before there were digests.
+        (tmp_path / "3" / digests.RECORD).unlink()
+        with pytest.raises(ValueError, match=r"3 is damaged, it cannot be read .* delete the folder"):
             checkpoints.restore(tmp_path, 3, like())
         gc.collect()
 

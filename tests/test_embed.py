@@ -130,6 +130,27 @@ def test_data_that_the_marker_says_are_there_and_are_not_are_refused(tmp_path, m
         run(tmp_path)
 
 
+def test_an_embedding_does_not_go_on_from_rows_that_are_damaged(tmp_path, monkeypatch):
+    interrupted_after(tmp_path, 2, monkeypatch)
+    content = bytearray((tmp_path / "z.npy.part").read_bytes())
+    content[140] ^= 1
+    (tmp_path / "z.npy.part").write_bytes(content)
+    with pytest.raises(ValueError, match=r"z\.npy\.part is damaged"):
+        run(tmp_path)
+
+
+def test_rows_of_other_settings_are_embedded_again(tmp_path, monkeypatch):
+    interrupted_after(tmp_path, 2, monkeypatch)
+    opened = []
+
+    def image(row):
+        opened.append(row)
+        return pixels()[row]
+
+    embed.embed(Projection(), records(image), PREPROCESSING, INPUT, 1, tmp_path, key="another")
+    assert sorted(opened) == list(range(N))
+
+
 def test_complete_embeddings_are_left_alone(tmp_path):
     run(tmp_path)
     run(tmp_path, records(image=lambda row: pytest.fail("opened an image")))

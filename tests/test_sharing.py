@@ -7,7 +7,7 @@ import pytest
 from cftjax import runs, types
 from cftjax.config import Config, LabelsConfig
 from cftjax.embeddings import embed
-from cftjax.runtime import storage
+from cftjax.runtime import digests, storage
 from cftjax.stages import sharing
 
 SETTINGS = [{"backbone": "tiny", "batch_size": 4}]
@@ -66,7 +66,7 @@ def test_a_run_of_other_images_or_settings_gives_none(tmp_path, changes):
 def test_a_run_that_is_not_done_gives_none(tmp_path):
     run = embedded(tmp_path / "other")
     record = run.folder / "embeddings" / "train" / "stage.json"
-    storage.write_json(record, storage.read_json(record) | {"complete": False})
+    storage.write_json(record, digests.sealed(runs.stage_record(record) | {"complete": False}))
     assert found(tmp_path, run.folder) is None
 
 

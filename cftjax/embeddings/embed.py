@@ -1,13 +1,16 @@
 """Images to embeddings: a split goes through the backbone once, and stays on disk as plain .npy files.
 
 `z.npy` takes its name when its last row is written; until then `z.npy.part` grows by whole batches, and `progress.json`
-says how many of its rows can be trusted, so that an interrupted embedding goes on where it stood.
+says how many of its rows can be trusted, what they are by their digest, and for which settings they were made, so that
+an interrupted embedding goes on where it stood.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
+import hashlib
 import io
 import math
 import os
@@ -25,7 +28,7 @@ from cftjax import types
 from cftjax.config import InputConfig
 from cftjax.input import pipeline
 from cftjax.input.preprocessing import Preprocessing
-from cftjax.runtime import devices, storage
+from cftjax.runtime import devices, digests, storage
 from cftjax.runtime.progress import Progress
 from cftjax.text import few
 
@@ -128,6 +131,7 @@ def embed(
     folder: Path,
     *,
     mesh: Mesh | None = None,
+    key: str = "",
 ) -> None:
     """Embed a split into a folder, from where an interrupted call of the same arguments left it, on any devices.
 
@@ -142,19 +146,20 @@ def embed(
         batch_size: images per step of each device.
         folder: of this split's embeddings.
         mesh: of the devices; all of them if None.
+        key: of the settings; what was begun under another one is begun anew.
     """
     if (folder / "z.npy").is_file():
         return
     folder.mkdir(parents=True, exist_ok=True)
     primary, part, marker = devices.is_primary(), folder / PART, folder / MARKER
-    done: dict[str, Any] = {"rows": 0, "unopened": []}
-    if marker.is_file() and part.is_file():
-        done = storage.read_json(marker)
+    done = _begun(folder, key)
     n, dim = len(records), int(backbone.dim)  # pyright: ignore[reportAttributeAccessIssue]
     # Everyone has read where to go on before the first host writes on.
     devices.barrier("embedding begins")
     with contextlib.ExitStack() as stack:
-        file = stack.enter_context(_append(part, (n, dim), np.dtype(np.float32), done["rows"])) if primary else None
+        appended = _append(part, (n, dim), np.dtype(np.float32), done.rows)
+        file = stack.enter_context(appended) if primary else None
+        written = _digest_of_rows(part, n, dim, done) if primary else hashlib.sha256()
         shown = stack.enter_context(Progress(f"Embed {folder.name}", unit="images"))
         rows = embed_rows(
             backbone,
@@ -163,25 +168,78 @@ def embed(
             input_config,
             batch_size,
             mesh=mesh,
-            first=done["rows"],
+            first=done.rows,
         )
         for z, opened in stack.enter_context(contextlib.closing(rows)):
-            unopened = (done["rows"] + np.flatnonzero(~opened)).tolist()
-            done = {"rows": done["rows"] + len(z), "unopened": done["unopened"] + unopened}
+            unopened = (done.rows + np.flatnonzero(~opened)).tolist()
+            done = Begun(key, done.rows + len(z), [*done.unopened, *unopened])
             if file is not None:
-                file.write(z.tobytes())
+                content = z.tobytes()
+                file.write(content)
+                written.update(content)
                 # The marker must never be ahead of the data.
                 file.flush()
                 os.fsync(file.fileno())
-                storage.write_json(marker, done)
-            shown.update(done["rows"], n)
+                done = dataclasses.replace(done, digest=written.hexdigest())
+                storage.write_json(marker, digests.sealed(dataclasses.asdict(done)))
+            shown.update(done.rows, n)
     if primary:
-        names = describe(folder, records, np.asarray(done["unopened"], int))
+        names = describe(folder, records, np.asarray(done.unopened, int))
         part.replace(folder / "z.npy")
         marker.unlink()
         if names:
             print(f"{folder.name}: left out, since they could not be opened: {few(names)}", flush=True)
     devices.barrier("embedding ends")
+
+
+@dataclasses.dataclass(frozen=True)
+class Begun:
+    """How far an embedding is.
+
+    Attributes:
+        key: of the settings.
+        rows: that are written.
+        unopened: of them, those whose images could not be opened.
+        digest: of their numbers.
+    """
+
+    key: str = ""
+    rows: int = 0
+    unopened: Sequence[int] = ()
+    digest: str = ""
+
+
+def _begun(folder: Path, key: str) -> Begun:
+    """Where an embedding with these settings goes on.
+
+    Raises:
+        ValueError: where the marker is damaged.
+    """
+    marker = folder / MARKER
+    if not marker.is_file() or not (folder / PART).is_file():
+        return Begun(key)
+    content = storage.read_json(marker)
+    # Older versions wrote neither key nor digest: their rows are embedded again.
+    stored = digests.unsealed(marker, content, ("rows", "unopened")) if isinstance(content, dict) else {}
+    return Begun(**stored) if stored.get("key") == key and "digest" in stored else Begun(key)
+
+
+def _digest_of_rows(part: Path, n: int, dim: int, begun: Begun) -> Any:
+    """The digest of the rows that are written, to be gone on with.
+
+    Raises:
+        ValueError: where they are not what was written.
+    """
+    digest, header = hashlib.sha256(), len(_header((n, dim), np.dtype(np.float32)))
+    with part.open("rb") as file:
+        file.seek(header)
+        left = begun.rows * dim * 4
+        while left and (content := file.read(min(left, 2**22))):
+            digest.update(content)
+            left -= len(content)
+    if begun.rows and digest.hexdigest() != begun.digest:
+        raise digests.Damaged(f"{part} is damaged (it is not what was written): {digests.mend(part)}")
+    return digest
 
 
 def describe(folder: Path, records: types.Records, unopened: Int[np.ndarray, " m"]) -> list[str]:
@@ -239,6 +297,8 @@ def load(folder: Path, mmap: bool = True) -> types.Embeddings:
 
 def _read(path: Path, mmap: bool) -> np.ndarray:
     """One array, or ValueError naming the file."""
+    # All of it, memory map or not: who reads a map later is not asked. It is read once more in the time of a `wc`.
+    digests.check(path)
     try:
         return np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
     except FileNotFoundError:
@@ -256,16 +316,21 @@ def load_names(folder: Path) -> list[str] | None:
     return storage.read_json(path) if path.is_file() else None
 
 
+def _header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
+    """What an .npy file begins with."""
+    head = io.BytesIO()
+    description = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_2_0(head, description)
+    return head.getvalue()
+
+
 @contextlib.contextmanager
 def _append(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], rows: int = 0) -> Iterator[BinaryIO]:
     """An .npy file of a known final shape, open for writing after its first `rows` rows.
 
     Not a memory map: on a full disk a write to one ends the process without a message.
     """
-    head = io.BytesIO()
-    description = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_2_0(head, description)
-    header = head.getvalue()
+    header = _header(shape, dtype)
     with storage.named(path), path.open("r+b" if rows else "wb") as file:
         if rows:
             end = len(header) + rows * math.prod(shape[1:]) * dtype.itemsize

@@ -23,6 +23,7 @@ from cftjax.inference import heatmaps
 from cftjax.input import augment
 from cftjax.input.preprocessing import Box, Preprocessing
 from cftjax.runs import Run
+from cftjax.runtime import digests
 from cftjax.text import closest
 from cftjax.training import loop
 from cftjax.types import Heads
@@ -125,8 +126,22 @@ class Model:
         return self.decisions.decide(probs)
 
     def logits(self, images: Images) -> Float[np.ndarray, "n c"]:
-        """Raw logits of the final heads, before calibration."""
-        return np.asarray(self.heads(self.embed(images)))
+        """Raw logits of the final heads, before calibration.
+
+        Raises:
+            ValueError: where one is not finite.
+        """
+        return self.finite(np.asarray(self.heads(self.embed(images))))
+
+    def finite(self, logits: Float[np.ndarray, "n c"]) -> Float[np.ndarray, "n c"]:
+        """The logits, which are refused where one is not finite: no image makes weights that are sound say that."""
+        if not np.isfinite(logits).all():
+            row, column = np.argwhere(~np.isfinite(logits))[0]
+            raise ValueError(
+                f"the logit of {self.categories[column]} is not finite for image {row}: `python -m cftjax.verify RUN` "
+                "says whether the run is damaged"
+            )
+        return logits
 
     def embed(self, images: Images) -> Float[np.ndarray, "n d"]:
         """Embeddings z."""
@@ -276,12 +291,7 @@ def load(folder: str | os.PathLike[str]) -> Model:
         raise FileNotFoundError(f"{folder} is not finished: the command that began it goes on with it")
     decisions = run.decisions()
     backbone, _ = loop.load(run.folder / "backbone")
-    settings = run.config["settings"]
-    return Model(
-        backbone,
-        run.heads("final"),
-        decisions,
-        Preprocessing.from_json(stored),
-        InputConfig(**settings["input"]),
-        settings["embed"]["batch_size"],
-    )
+    settings, heads = run.config["settings"], run.heads("final")
+    with digests.describing(run.folder / "config.json"):
+        preprocessing, augmented = Preprocessing.from_json(stored), InputConfig(**settings["input"])
+        return Model(backbone, heads, decisions, preprocessing, augmented, settings["embed"]["batch_size"])

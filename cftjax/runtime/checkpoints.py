@@ -1,6 +1,7 @@
 """Checkpoints: pytrees of arrays and a little JSON, one folder per step, seen whole or not at all.
 
-The only module that knows orbax. On several hosts every function here is called by all of them.
+The only module that knows orbax. On several hosts every function here is called by all of them. A complete checkpoint
+holds the digests of its files, which are compared before it is read.
 """
 
 from __future__ import annotations
@@ -8,12 +9,14 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from collections.abc import Collection
+from concurrent import futures
 from pathlib import Path
 from typing import Any, TypeVar
 
 from orbax.checkpoint import v1 as ocp
 
-from cftjax.runtime import devices
+from cftjax.runtime import devices, digests, storage
 
 T = TypeVar("T")
 
@@ -35,7 +38,9 @@ class Writer:
 
     def __init__(self) -> None:
         """Nothing is being written yet."""
-        self._pending: list[tuple[ocp.AsyncResponse[None], Path, int]] = []
+        self._pending: list[tuple[futures.Future[None], Path, int]] = []
+        # Beside the computation, as is orbax.
+        self._digesting = futures.ThreadPoolExecutor(1, thread_name_prefix="digests")
 
     def save(self, folder: Path, step: int, tree: Any, metadata: dict[str, Any], keep: int = 1) -> None:
         """Begin to write `folder/step`; in one folder, the one before must have been waited for.
@@ -54,14 +59,15 @@ class Writer:
             path.rename(path.with_suffix(REPLACED))
         devices.barrier("checkpoint replaced")
         response = ocp.save_async(str(path), tree, custom_metadata=metadata)
-        self._pending.append((response, folder, keep))
+        finished = self._digesting.submit(_finish, response, path, devices.is_primary())
+        self._pending.append((finished, folder, keep))
 
     def wait(self) -> None:
         """Wait until everything is written, then delete what is not to be kept."""
         pending, self._pending = self._pending, []
-        for response, folder, _ in pending:
+        for finished, folder, _ in pending:
             try:
-                response.result()
+                finished.result()
             except Exception as error:
                 # Writers in threads, and in another language, tell of a full disk in their own words.
                 full = next((code for code in FULL if os.strerror(code) in str(error)), None)
@@ -77,6 +83,13 @@ class Writer:
                         shutil.rmtree(left_over, ignore_errors=True)
 
 
+def _finish(response: Any, path: Path, primary: bool) -> None:
+    """Wait until a checkpoint is complete, and record what is in it."""
+    response.result()
+    if primary:
+        storage.record_digests(path)
+
+
 def steps(folder: Path) -> list[int]:
     """Steps of the complete checkpoints in a folder, ascending; those half-written have other names."""
     if not folder.is_dir():
@@ -85,12 +98,22 @@ def steps(folder: Path) -> list[int]:
     return sorted(int(name) for name in names if (folder / name / DESCRIPTION).is_file())
 
 
-def metadata(folder: Path, step: int) -> dict[str, Any]:
-    """The JSON of a checkpoint."""
-    found = ocp.metadata(str((folder / str(step)).absolute())).custom_metadata
-    if not isinstance(found, dict):
-        raise ValueError(f"{folder / str(step)} is damaged (no metadata): delete it to go on from an earlier one.")
-    return found
+def metadata(folder: Path, step: int, needed: Collection[str] = ()) -> dict[str, Any]:
+    """The JSON of a checkpoint, with what is needed in it.
+
+    Raises:
+        ValueError: where it is damaged.
+    """
+    path = (folder / str(step)).absolute()
+    digests.check_folder(path)
+    try:
+        content = ocp.metadata(str(path)).custom_metadata
+    # Whatever a damaged file makes the reader raise: the folder is what the user needs to know.
+    except Exception as error:
+        raise _unreadable(path, error) from error
+    if not isinstance(content, dict) or not all(name in content for name in needed):
+        raise _unreadable(path, "it does not say what it holds")
+    return content
 
 
 def restore(folder: Path, step: int, like: T) -> T:
@@ -102,11 +125,15 @@ def restore(folder: Path, step: int, like: T) -> T:
         like: the pytree as it was saved, of `jax.ShapeDtypeStruct` with the shardings wanted.
 
     Raises:
-        ValueError: where it cannot be read as such.
+        ValueError: where it is damaged.
     """
     path = (folder / str(step)).absolute()
+    digests.check_folder(path)
     try:
         return ocp.load(str(path), like)
-    # Whatever a damaged file makes the reader raise: the folder is what the user needs to know.
     except Exception as error:
-        raise ValueError(f"{path} cannot be read ({error}): delete it to go on from an earlier one.") from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, why: object) -> ValueError:
+    return digests.Damaged(f"{path} is damaged, it cannot be read ({why}): {digests.mend(path / DESCRIPTION)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import uuid
@@ -14,10 +15,11 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
+from cftjax.runtime import digests
 from cftjax.types import Heads
 
 # Ends the names of files that are being written; those of `replacing` begin with a dot as well.
-PART = ".part"
+PART = digests.PART
 
 
 @contextlib.contextmanager
@@ -69,6 +71,7 @@ def write_json(path: Path, content: Any) -> None:
 
 def read_json(path: Path) -> Any:
     """The content, or ValueError naming the file."""
+    digests.check(path)
     try:
         return json.loads(path.read_bytes())
     # No text, no JSON, or nested deeper than Python goes.
@@ -100,6 +103,7 @@ def read_arrays(path: Path, needed: Collection[str] = ()) -> dict[str, np.ndarra
     """All arrays of an .npz, those needed among them, or ValueError naming the file."""
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
+    digests.check(path)
     try:
         with zipfile.ZipFile(path) as archive:
             refuse_bomb(archive)
@@ -125,6 +129,7 @@ def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """All arrays of a .safetensors and the strings about them, or ValueError naming the file."""
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
+    digests.check(path)
     try:
         with safetensors.safe_open(path, framework="np") as file:
             return file.get_tensors(), dict(file.metadata() or {})
@@ -146,25 +151,52 @@ def read_heads(path: Path) -> Heads:
     return Heads(kernel, bias)
 
 
-class FolderStore(MutableMapping[str, dict[str, np.ndarray]]):
-    """Arrays by name, one .npz each: what an interrupted stage goes on from."""
+def record_digests(folder: Path, deep: bool = True) -> str:
+    """Record the digests of a folder that is complete, as `digests.of_folder` takes them; the record's own digest."""
+    path = folder / digests.RECORD
+    # What no longer is as an earlier record says must not be taken for damage if this one is not finished.
+    path.unlink(missing_ok=True)
+    write_json(path, digests.sealed({"files": digests.of_folder(folder, deep)}))
+    return digests.of_file(path)
 
-    def __init__(self, folder: Path):
-        """Keep the arrays in this folder."""
-        self.folder = folder
+
+class FolderStore(MutableMapping[str, dict[str, np.ndarray]]):
+    """Arrays by name, one .npz each: what an interrupted stage goes on from.
+
+    Every entry bears the key of the stage that it was made for, and a digest. Those of another key are as good as not
+    there.
+    """
+
+    def __init__(self, folder: Path, key: str = ""):
+        """Keep the arrays in this folder, for a stage of this key."""
+        self.folder, self.key = folder, key
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.npz"
 
     def __getitem__(self, name: str) -> dict[str, np.ndarray]:
-        """Read one entry."""
-        if not self._path(name).is_file():
+        """Read one entry.
+
+        Raises:
+            KeyError: where there is none, or one of another key.
+            ValueError: where it is damaged.
+        """
+        path = self._path(name)
+        if not path.is_file():
             raise KeyError(name)
-        return read_arrays(self._path(name))
+        arrays = read_arrays(path)
+        key, digest = (str(arrays.pop(member, "")) for member in (KEY, DIGEST))
+        if not digest or key != self.key:
+            raise KeyError(name)
+        if digest != _digest(key, arrays):
+            raise digests.Damaged(f"{path} is damaged (it is not what was written): delete it, and it is made anew")
+        return arrays
 
     def __setitem__(self, name: str, arrays: dict[str, np.ndarray]) -> None:
         """Write one entry, whole or not at all."""
-        write_arrays(self._path(name), arrays)
+        plain = {member: np.asarray(array) for member, array in arrays.items()}
+        of_store = {KEY: np.array(self.key), DIGEST: np.array(_digest(self.key, plain))}
+        write_arrays(self._path(name), plain | of_store)
 
     def __delitem__(self, name: str) -> None:
         """Forget one entry."""
@@ -177,3 +209,16 @@ class FolderStore(MutableMapping[str, dict[str, np.ndarray]]):
     def __len__(self) -> int:
         """The number of entries."""
         return sum(1 for _ in self)
+
+
+# Members of an entry that say whose it is, and what it is.
+KEY, DIGEST = "stage key", "digest"
+
+
+def _digest(key: str, arrays: Mapping[str, np.ndarray]) -> str:
+    """Of all that an entry holds."""
+    digest = hashlib.sha256(key.encode())
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()

@@ -105,8 +105,8 @@ def _train_whole(run: Run, dataset: Dataset, config: Config[Any], needed: Sequen
     for split in (s for s in SPLITS if s in needed and s in dataset.splits):
         with run.stage(f"embeddings/{split}", [config.embed], [trained.key]) as stage:
             if not stage.complete:
-                records = dataset.splits[split]
-                embed.embed(backbone, records, preprocessing, config.input, config.embed.batch_size, stage.folder)
+                records, size = dataset.splits[split], config.embed.batch_size
+                embed.embed(backbone, records, preprocessing, config.input, size, stage.folder, key=stage.key)
         keys.append(stage.key)
     return [*keys, _keep_heads(run, trained.key, heads)]
 
@@ -131,7 +131,8 @@ def _train_head(
                 if same is None:
                     preprocessing, batch_size = loop.preprocessing(config), config.embed.batch_size
                     classifier.eval()
-                    embed.embed(classifier.backbone, records, preprocessing, config.input, batch_size, stage.folder)
+                    frozen, where = classifier.backbone, stage.folder
+                    embed.embed(frozen, records, preprocessing, config.input, batch_size, where, key=stage.key)
                 elif devices.is_primary():
                     sharing.take(same, records, stage.folder)
         keys[split] = stage.key

@@ -21,7 +21,7 @@ from cftjax.cft.search import Found
 from cftjax.config import ORDERS, TuningConfig
 from cftjax.report import page
 from cftjax.report.mistakes import Heatmaps
-from cftjax.runs import Run
+from cftjax.runs import Run, Stage
 from cftjax.runtime import devices, interruption, storage, tensorboard
 from cftjax.runtime.progress import Progress
 from cftjax.stages import outcome
@@ -84,7 +84,7 @@ def _search_and_polish(
         settings = [config.polish] if name == "polish" else [config.ga, config.seed]
         with run.stage(f"heads/{name}", settings, [*made_from, key]) as stage:
             if not stage.complete:
-                results = _work(name, stage.folder, parts, current, config)
+                results = _work(name, stage, parts, current, config)
                 if devices.is_primary():
                     _write(name, stage.folder, results, run.heads("backbone"))
         if config.tensorboard and devices.is_primary() and not (stage.folder / tensorboard.FOLDER).is_dir():
@@ -100,9 +100,9 @@ def _search_and_polish(
 
 
 def _work(
-    name: str, folder: Path, parts: Sequence[tuning.Part], start: Sequence[Heads], config: TuningConfig
+    name: str, stage: Stage, parts: Sequence[tuning.Part], start: Sequence[Heads], config: TuningConfig
 ) -> Sequence[Found | Polished]:
-    """Search or polish every part, keeping in the folder what an interrupted call goes on from."""
+    """Search or polish every part, keeping in its folder what an interrupted call goes on from."""
     mesh = devices.mesh() if jax.device_count() > 1 else None
     title, unit, metric = (
         ("Polish", "categories", config.polish.metric)
@@ -119,7 +119,8 @@ def _work(
                 if asked.requested:
                     asked.stop(f"{title.lower()} is saved")
 
-            store = storage.FolderStore(folder / ("categories" if len(parts) == 1 else f"categories_{i}"))
+            kept = stage.folder / ("categories" if len(parts) == 1 else f"categories_{i}")
+            store = storage.FolderStore(kept, stage.key)
             results.append(
                 tuning.run_stage(
                     name, part, heads, config, jax.random.key(config.seed), store=store, progress=news, mesh=mesh

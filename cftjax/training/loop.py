@@ -31,7 +31,7 @@ from cftjax.data import labels
 from cftjax.embeddings import embed
 from cftjax.input import pipeline
 from cftjax.input.preprocessing import Preprocessing
-from cftjax.runtime import checkpoints, devices, interruption, storage, tensorboard
+from cftjax.runtime import checkpoints, devices, digests, interruption, storage, tensorboard
 from cftjax.runtime.progress import Progress
 from cftjax.training import step as steps
 from cftjax.training import unknowns
@@ -324,8 +324,9 @@ class Training:
             self.history = History()
             self.state = steps.new_state(self.spec, source.create(), *kept)
             return
-        metadata = checkpoints.metadata(folder / "state", found[-1])
-        self.history = History.from_json(metadata["history"])
+        metadata = checkpoints.metadata(folder / "state", found[-1], needed=("history", "iterator"))
+        with digests.describing(folder / "state" / str(found[-1]) / checkpoints.DESCRIPTION):
+            self.history = History.from_json(metadata["history"])
         self.unopened.update(self.history.unopened)
         like = steps.abstract_state(self.spec, params, stats, rest, *kept)
         self.state = checkpoints.restore(folder / "state", found[-1], like)
@@ -513,9 +514,10 @@ def load(folder: Path, mesh: Mesh | None = None, dtype: Any = None) -> tuple[Any
     found = checkpoints.steps(folder / "best")
     if not found:
         raise FileNotFoundError(f"{folder} holds no trained backbone: run the training command again to finish it.")
-    metadata = checkpoints.metadata(folder / "best", found[-1])
-    dtype = devices.compute_dtype(metadata["compute_dtype"]) if dtype is None else dtype
-    architecture = (BackboneConfig(**metadata["backbone"]), metadata["num_categories"], dtype)
+    metadata = checkpoints.metadata(folder / "best", found[-1], needed=("backbone", "num_categories", "compute_dtype"))
+    with digests.describing(folder / "best" / str(found[-1]) / checkpoints.DESCRIPTION):
+        dtype = devices.compute_dtype(metadata["compute_dtype"]) if dtype is None else dtype
+        architecture = (BackboneConfig(**metadata["backbone"]), metadata["num_categories"], dtype)
     graphdef, params, stats, _ = steps.abstract_classifier(*architecture)
     whole = devices.replicated(devices.mesh() if mesh is None else mesh)
     like = devices.abstract({"params": params, "stats": stats}, whole)
