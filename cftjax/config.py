@@ -481,6 +481,8 @@ class HostsConfig:
     """How many processes there are, usually one a host."""
     process_id: int | None = None
     """Which of them this one is, counted from 0."""
+    join_seconds: float = 20.0
+    """How long hosts wait for one another when they begin; more for clusters that start them one after the other."""
 
 
 RECIPES = ("default", "paper")

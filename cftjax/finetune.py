@@ -7,6 +7,7 @@ The file holds embeddings, labels and the last layer; the run holds the report a
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import sys
 from pathlib import Path
@@ -56,9 +57,10 @@ def main() -> None:
     config: Finetuning = short_help.parse(Finetuning, default, words, "cftjax finetune", description)
     if config.tensorboard:
         tensorboard.check()
-    hosts.join(config.hosts)
+    hosts.join(config.hosts, config)
     config = dataclasses.replace(config, hosts=HostsConfig())  # which is no setting of the run
-    categories, embeddings, last_layer, notes = bundles.read(config.file, head=config.head, minus_one=config.minus_one)
+    reading = functools.partial(bundles.read, config.file, head=config.head, minus_one=config.minus_one)
+    categories, embeddings, last_layer, notes = hosts.together(reading)
     if devices.is_primary():
         for note in notes:
             print(f"{config.file.name}: {note}.", flush=True)

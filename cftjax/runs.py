@@ -25,7 +25,8 @@ import jax
 from cftjax import decisions
 from cftjax.decisions import Decisions
 from cftjax.embeddings import embed
-from cftjax.runtime import devices, digests, storage
+from cftjax.runtime import devices, digests, hosts, storage
+from cftjax.runtime.settings import differences, plain
 from cftjax.types import SPLITS, Embeddings, Heads
 
 FORMAT = 1
@@ -56,26 +57,6 @@ def stage_record(path: Path) -> dict[str, Any]:
     """The stage.json of a stage, or ValueError naming file and mend."""
     record = _record(path, STAGE, f"delete the folder {path.parent}, and the command makes that stage anew")
     return digests.unsealed(path, record, UNSEALED)
-
-
-def plain(value: Any) -> Any:
-    """Settings as JSON can hold them."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
-
-
-def _differences(old: Any, new: Any, name: str = "") -> list[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        both = [*old, *(key for key in new if key not in old)]
-        return [d for key in both for d in _differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)]
-    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        return [d for pair in zip(old, new, strict=True) for d in _differences(*pair, name)]
-    return [] if old == new else [f"{name}: {old} -> {new}"]
 
 
 @dataclasses.dataclass
@@ -172,7 +153,7 @@ class Run:
         # All hosts have read what is there before the first one changes it, and see the change before they go on.
         devices.barrier(f"{name} is read")
         if old is not None and old["key"] != key:
-            changed = _differences(old["settings"], settings) or ["an earlier stage"]
+            changed = differences(old["settings"], settings) or ["an earlier stage"]
             if primary:
                 print(f"{name}: made anew, since {'; '.join(changed)}", flush=True)
                 shutil.rmtree(folder)
@@ -213,16 +194,23 @@ class Run:
         Raises:
             ValueError: where another process writes into it.
         """
-        if not devices.is_primary():
-            yield
-            return
-        with open(self.folder / ".lock", "w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise ValueError(
-                    f"another process is writing into {self.folder}; wait for it, or use another --workdir"
-                ) from error
+        with contextlib.ExitStack() as stack:
+
+            def lock() -> None:
+                if not devices.is_primary():
+                    return
+                file = stack.enter_context(open(self.folder / digests.LOCK, "w"))
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError as error:
+                    raise ValueError(
+                        f"another process is writing into {self.folder}; wait for it, or use another --workdir"
+                    ) from error
+
+            hosts.together(lock)
+            if not devices.is_primary():
+                yield
+                return
             storage.remove_leftovers(self.folder)
             # Of what lies beside the stages, which every command writes again.
             (self.folder / digests.RECORD).unlink(missing_ok=True)
@@ -243,6 +231,7 @@ def create(folder: Path, settings: Any, categories: Sequence[str], fingerprint: 
     Raises:
         ValueError: where the folder holds a run on other data or categories, or something that is not a run.
     """
+    hosts.agree({"categories": dict(enumerate(categories)), "data": fingerprint, "run": standing(folder)})
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--workdir {folder} is a file; give a folder")
     path = folder / "config.json"
@@ -254,7 +243,7 @@ def create(folder: Path, settings: Any, categories: Sequence[str], fingerprint: 
                 f"{', '.join(categories[:5])}, …): use another --workdir"
             )
         if old["fingerprint"] != fingerprint:
-            changed = _differences(old["settings"].get("data"), plain(settings).get("data")) or [
+            changed = differences(old["settings"].get("data"), plain(settings).get("data")) or [
                 "labels or names in its files"
             ]
             raise ValueError(f"{folder} was begun with other data ({'; '.join(changed)}): use another --workdir")
@@ -274,9 +263,18 @@ def create(folder: Path, settings: Any, categories: Sequence[str], fingerprint: 
     if devices.is_primary():
         storage.write_json(path, digests.sealed(content))
     devices.barrier("run begins")
-    if not path.is_file() or storage.read_json(path)["fingerprint"] != fingerprint:
-        raise ValueError(
-            f"host {jax.process_index()} does not find in {path} what the first host has written: --workdir must lie "
-            "on a file system that all hosts share, and all must have the same data"
-        )
-    return Run(folder)
+
+    def shared() -> Run:
+        if not path.is_file() or storage.read_json(path)["fingerprint"] != fingerprint:
+            raise ValueError(
+                f"host {jax.process_index()} does not find in {path} what the first host has written: --workdir must "
+                "lie on a file system that all hosts share"
+            )
+        return Run(folder)
+
+    return hosts.together(shared)
+
+
+def standing(folder: Path) -> dict[str, str]:
+    """How far a run is, as hosts compare it: its stages, by what says whether they are complete."""
+    return {path.parent.relative_to(folder).as_posix(): digests.of_file(path) for path in folder.rglob(digests.STAGE)}

@@ -64,9 +64,9 @@ def main() -> None:
         suffix="-sweep",
     )
     check(sweep)
-    hosts.join(sweep.hosts)
+    hosts.join(sweep.hosts, sweep)
     config, seeds, tuned = sweep.config, sweep.seeds or (sweep.config.seed,), sweep.tuned or sweep.unknowns
-    loaded = config.data.load()
+    loaded = hosts.together(config.data.load)
     split = split_scored(loaded, config)
     # Mode -> seed by seed, proportion by proportion.
     found: dict[str, list[list[Measured]]] = {mode: [] for mode in sweep.unknowns}

@@ -22,8 +22,8 @@ def main() -> None:
     if config.tensorboard:
         tensorboard.check()
     # Before anything asks for devices: from here on all hosts do the same.
-    hosts.join(experiment.hosts)
-    with backbone.opened(config.data.load(), config, experiment.workdir) as (run, dataset):
+    hosts.join(experiment.hosts, experiment)
+    with backbone.opened(hosts.together(config.data.load), config, experiment.workdir) as (run, dataset):
         made_from = backbone.train(run, dataset, config)
         # The report is the first host's alone, and a model spread over several cannot be asked by one.
         maps = outcome.heatmaps(run) if jax.process_count() == 1 else None

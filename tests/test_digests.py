@@ -152,7 +152,7 @@ def test_no_damaged_checkpoint_is_read(tmp_path):
 
 def test_pieces_of_other_settings_are_not_taken_and_damaged_ones_are_refused(tmp_path):
     store = storage.FolderStore(tmp_path, "key of seed 0")
-    store["a"] = {"x": np.arange(3), "y": np.float32(1.5)}
+    store["a"] = {"x": np.arange(3), "y": np.array(1.5)}
     assert store["a"]["y"] == 1.5
     assert set(store["a"]) == {"x", "y"}
     assert storage.FolderStore(tmp_path, "key of seed 5").get("a") is None

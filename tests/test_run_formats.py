@@ -88,7 +88,7 @@ def test_a_newer_format_is_refused_with_what_to_do(folder):
         ("config.json", "{}", r"config\.json is damaged \(format missing .*restore it"),
         ("config.json", '{"format": 1, "categories": "cat"}', r"damaged \(settings, categories, fingerprint, versions"),
         ("heads/ga/stage.json", "[]", r"ga/stage\.json is damaged \(key, .*delete the folder .*makes that stage anew"),
-        ("heads/ga/stage.json", "[" * 10_000, r"stage\.json is not JSON"),
+        ("heads/ga/stage.json", "[" * 10_000, r"stage\.json is damaged, it is not JSON .*delete the folder"),
         ("heads/ga/heads.npz", "half", r"heads\.npz is not a readable \.npz"),
         ("embeddings/test/z.npy", "half", r"z\.npy cannot be read .*delete the folder"),
     ],

@@ -207,7 +207,7 @@ def mend(path: Path) -> str:
             return f"delete the folder {folder} to go on from an earlier one"
         if (folder / STAGE).is_file():
             return f"delete the folder {folder}, and the command that made it makes that stage anew"
-    return "delete it, and the command that made it makes it anew"
+    return "delete it, or restore it from a copy"
 
 
 def _complete(folder: Path) -> bool:

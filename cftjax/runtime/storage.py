@@ -76,7 +76,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_bytes())
     # No text, no JSON, or nested deeper than Python goes.
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON ({error}); delete it, or restore it from a copy") from error
+        raise digests.Damaged(f"{path} is damaged, it is not JSON ({error}): {digests.mend(path)}") from error
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
