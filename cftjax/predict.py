@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
+import json
 import os
 import sys
 from collections import Counter
@@ -14,19 +16,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import jax
 import numpy as np
 import tyro
 from jaxtyping import Bool, Float, UInt8
 
-from cftjax import cli, figures
+from cftjax import cli, figures, runs
 from cftjax.config import InputConfig
 from cftjax.data.reading import finding, images
 from cftjax.embeddings import embed
 from cftjax.inference import model as models
 from cftjax.inference import output as predicted
+from cftjax.inference.kept import Block, Kept
 from cftjax.inference.model import Model, View
 from cftjax.inference.output import Rows
-from cftjax.runtime import storage
+from cftjax.runtime import digests, hosts, storage
 from cftjax.runtime.progress import Progress
 from cftjax.text import closest, few
 
@@ -34,7 +38,6 @@ from cftjax.text import closest, few
 MOST_PRINTED = 10
 # Pixels that an image below a heatmap is reduced to, where its file allows it.
 DRAWN_SIZE = 512
-STOPPED = "Stopped; nothing is written."
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -110,7 +113,7 @@ class Opening:
 
 
 def main() -> None:
-    """Check everything, then predict, write and draw block by block, and name what could not be read."""
+    """Check everything, then predict and draw block by block, write, and name what could not be read."""
     options: Any = tyro.cli(Predicting, prog="cftjax predict")
     check(options)
     names, files = finding.find(options.paths)
@@ -127,42 +130,72 @@ def main() -> None:
 def predict(
     model: Model, names: Sequence[str], files: Sequence[Path], options: Predicting
 ) -> tuple[dict[int, str], np.ndarray, int]:
-    """Predict all images and write the output.
+    """Predict all images, from where a killed call of the same words left it, and write the output.
 
     Returns:
         Why rows could not be read; how often each category was decided positive; and the number of pictures drawn.
 
     Raises:
-        ValueError: where no image at all can be read, or the run was not trained on a view.
+        ValueError: where no image at all can be read, the run was not trained on a view, or the model says something
+            that is no number.
     """
     size = options.batch_size or models.batch_size(len(files), model.batch_size)
-    looking = model.looking(options.tta)
-    opening = Opening(files)
-    records = models.records_of(opening, names)
+    with Kept(options.output, key_of(names, files, size, options)) as kept:
+        if kept.rows:
+            print(f"Going on after {kept.rows:,} of {len(files):,} images that are predicted already", file=sys.stderr)
+        if kept.rows < len(files):
+            look(model.looking(options.tta), names, files, size, kept, options)
+        errors: dict[int, str] = {}
+        positive, drawn = np.zeros(len(model.categories), int), 0
+        with predicted.writing(options.output, model.categories) as add:
+            for start, block in kept.blocks():
+                stop = start + len(block.errors)
+                add(Rows(names[start:stop], block.probs, block.decisions, block.errors))
+                errors |= {start + row: error for row, error in enumerate(block.errors) if error}
+                positive += block.decisions[[not error for error in block.errors]].sum(0)
+                drawn += block.drawn
+            if len(errors) == len(files):
+                kept.remove()
+                raise ValueError(f"no image could be read, so that nothing is written: {told(errors)}")
+        kept.remove()
+    return errors, positive, drawn
+
+
+def look(model: Model, names: Sequence[str], files: Sequence[Path], size: int, kept: Kept, options: Predicting) -> None:
+    """Predict the images after those that are kept, and keep them."""
+    opening, start, pictures = Opening(files), kept.rows, Pictures(model, files, options)
     settings = InputConfig(workers=options.workers, on_bad_image="skip")
-    positive, drawn, start = np.zeros(len(model.categories), int), 0, 0
-    pictures = Pictures(model, files, options)
-    rows = embed.embed_rows(looking.backbone, records, model.preprocessing, settings, size)
-    with (
-        predicted.writing(options.output, model.categories) as add,
-        Progress("Predict", unit="images") as shown,
-        contextlib.closing(rows),
-    ):
-        shown.update(0, len(files), "compiling")
+    records = models.records_of(opening, names)
+    rows = embed.embed_rows(model.backbone, records, model.preprocessing, settings, size, first=start)
+    with Progress("Predict", unit="images") as shown, contextlib.closing(rows):
+        shown.update(start, len(files), "compiling")
         for part in rows:
             stop = start + len(part.z)
-            probs = model.decisions.probabilities(model.finite(np.asarray(model.heads(part.z))))
+            probs = model.decisions.probabilities(model.finite(np.asarray(model.heads(part.z)), names[start:stop]))
             decided = model.decide(probs)
             reasons = [opening.errors.get(row, "") for row in range(start, stop)]
-            add(Rows(names[start:stop], probs, decided, reasons))
-            positive += decided[part.opened].sum(0)
-            drawn += pictures.draw(start, probs, decided, part.opened)
+            drawn = pictures.draw(start, probs, decided, part.opened)
+            kept.add(Block(probs.astype(np.float32), decided, reasons, drawn))
             start = stop
             bad = f"{len(opening.errors):,} could not be read" if opening.errors else ""
             shown.update(stop, len(files), bad)
-        if len(opening.errors) == len(files):
-            raise ValueError(f"no image could be read, so that nothing is written: {told(opening.errors)}")
-    return opening.errors, positive, drawn
+    kept.flush()
+
+
+def key_of(names: Sequence[str], files: Sequence[Path], size: int, options: Predicting) -> str:
+    """A digest of all that the predictions depend on: run, images, options, this code, and how rows are computed."""
+    digest = hashlib.sha256(hosts.code().encode())
+    run = [digests.of_file(options.run / digests.CONFIG), runs.standing(options.run)]
+    told = [list(options.tta), str(options.heatmaps), options.heatmaps_at_most, list(options.heatmaps_of)]
+    digest.update(json.dumps([run, told, size * jax.device_count()]).encode())
+    for name, file in zip(names, files, strict=True):
+        try:
+            state = file.stat()
+            stamp = [state.st_size, state.st_mtime_ns]
+        except OSError:
+            stamp = []
+        digest.update(json.dumps([name, str(file), stamp]).encode())
+    return digest.hexdigest()
 
 
 class Pictures:
@@ -251,4 +284,4 @@ def say(model: Model, names: Sequence[str], errors: dict[int, str], positive: np
 
 
 if __name__ == "__main__":
-    cli.run(main, STOPPED)
+    cli.run(main)

@@ -1,4 +1,4 @@
-"""Is a run what was written? `python -m cftjax.verify RUN…` reads every file and compares it with its digest.
+"""Is a run what was written? `cftjax verify RUN…` reads every file and compares it with its digest.
 
 Every command compares what it reads; this one reads all of it, and says what to delete where something is damaged.
 """
@@ -115,7 +115,7 @@ def _pieces(folder: Path, stage: dict[str, Any]) -> Iterator[Verdict]:
 
 def main() -> None:
     """Look at all runs, and say what was seen."""
-    options = tyro.cli(Verifying, prog="python -m cftjax.verify")
+    options = tyro.cli(Verifying, prog="cftjax verify")
     if not options.runs:
         raise ValueError("nothing to verify: name one or more runs")
     verdicts = {folder: verify(folder) for folder in options.runs}

@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import json
 import os
 import sys
@@ -12,7 +13,9 @@ import cftjax
 from cftjax import cli, predict
 from cftjax.data.reading import finding
 from cftjax.data.reading.problems import DataError
+from cftjax.inference import kept
 from cftjax.inference import output as predicted
+from cftjax.types import Heads
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +174,71 @@ def test_folders_are_searched_below_links_and_each_image_is_found_once(images, t
     assert files[:3] == [folder / "sub" / "b.JPG", folder / "a.png", folder / "scan"]
     assert [file.parent for file in files[3:]] == [folder / "linked"] * 11
     assert names == list(map(str, files))
+
+
+@pytest.fixture
+def whole(run, images, tmp_path, monkeypatch):
+    """What a call that nobody disturbs writes, with one image that cannot be read among the others."""
+    (tmp_path / "broken.jpg").write_bytes(b"nonsense")
+    monkeypatch.setattr(kept, "SECONDS", 0.0)
+    words = [run, images, tmp_path / "broken.jpg", "--batch-size", 1, "--workers", 0]
+    call(monkeypatch, *words, "-o", tmp_path / "whole.csv")
+    return words, (tmp_path / "whole.csv").read_bytes()
+
+
+def killed_after(blocks, words, tmp_path, monkeypatch):
+    """A call that ends as a killed one does, and leaves a file half written."""
+    real, calls = kept.Kept.flush, []
+
+    def flush(self):
+        if len(calls) == blocks:
+            raise KeyboardInterrupt
+        calls.append(real(self))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kept.Kept, "flush", flush)
+        with pytest.raises(KeyboardInterrupt):
+            call(patch, *words, "-o", tmp_path / "out.csv")
+    (tmp_path / ".out.csv.0123abcd.part").write_text("half")
+    (tmp_path / ".out.csv.kept" / ".000000000099.npz.0123abcd.part").write_text("half")
+
+
+def test_a_call_that_was_killed_goes_on_where_it_stood_and_clears_up(whole, images, tmp_path, monkeypatch, capsys):
+    words, expected = whole
+    killed_after(1, words, tmp_path, monkeypatch)
+    opened = []
+    real = predict.Opening.__call__
+    monkeypatch.setattr(predict.Opening, "__call__", lambda self, row: opened.append(row) or real(self, row))
+    call(monkeypatch, *words, "-o", tmp_path / "out.csv")
+    assert (tmp_path / "out.csv").read_bytes() == expected
+    assert "Going on after 8 of 12 images" in capsys.readouterr().err  # one step of eight devices
+    assert sorted(opened) == list(range(8, 12))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.jpg", "out.csv", "whole.csv"]
+
+
+def test_rows_of_other_options_images_or_runs_are_predicted_again(whole, images, tmp_path, monkeypatch, capsys):
+    words, expected = whole
+    killed_after(1, words, tmp_path, monkeypatch)
+    call(monkeypatch, *words, "-o", tmp_path / "out.csv", "--tta", "mirror")
+    assert "Going on" not in capsys.readouterr().err
+    killed_after(1, [*words, "--overwrite"], tmp_path, monkeypatch)
+    (tmp_path / "broken.jpg").write_bytes(b"other nonsense")
+    call(monkeypatch, *words, "-o", tmp_path / "out.csv", "--overwrite")
+    assert "Going on" not in capsys.readouterr().err
+    assert (tmp_path / "out.csv").read_bytes() == expected
+
+
+def test_two_calls_do_not_write_the_same_output(run, images, tmp_path, monkeypatch, capsys):
+    with kept.Kept(tmp_path / "out.csv", "key"):
+        assert "another process is writing -o" in refused(monkeypatch, capsys, run, images, "-o", tmp_path / "out.csv")
+
+
+def test_what_is_no_number_is_refused(run, images):
+    model = cftjax.load(run)
+    kernel = np.asarray(model.heads.kernel) * np.float32(np.nan)
+    broken = dataclasses.replace(model, heads=Heads(kernel, model.heads.bias))
+    with pytest.raises(ValueError, match=r"logit of cat is not finite for image 0: .*cftjax verify RUN"):
+        broken(sorted(images.iterdir()))
 
 
 def test_a_table_without_rows_is_refused(tmp_path):

@@ -133,12 +133,13 @@ class Model:
         """
         return self.finite(np.asarray(self.heads(self.embed(images))))
 
-    def finite(self, logits: Float[np.ndarray, "n c"]) -> Float[np.ndarray, "n c"]:
+    def finite(self, logits: Float[np.ndarray, "n c"], names: Sequence[str] | None = None) -> Float[np.ndarray, "n c"]:
         """The logits, which are refused where one is not finite: no image makes weights that are sound say that."""
         if not np.isfinite(logits).all():
             row, column = np.argwhere(~np.isfinite(logits))[0]
+            image = row if names is None else names[row]
             raise ValueError(
-                f"the logit of {self.categories[column]} is not finite for image {row}: `python -m cftjax.verify RUN` "
+                f"the logit of {self.categories[column]} is not finite for image {image}: `cftjax verify RUN` "
                 "says whether the run is damaged"
             )
         return logits
