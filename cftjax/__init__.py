@@ -1,8 +1,8 @@
 """Category-wise Fine-Tuning of multi-label image classifiers trained with partial labels.
 
-With arrays: `fine_tune`, or its parts `search`, `polish` and `choose`; scores in `metrics`, losses in `losses`. With
-a run that `cftjax train` or `cftjax finetune` made: `open_run`. With images: `load`, the model of a
-run.
+With arrays: `fine_tune`, `CategoryWiseFineTuner` (the same as an estimator of scikit-learn), or the parts `search`,
+`polish` and `choose`; scores in `metrics`, losses in `losses`. With a run that `cftjax train` or `cftjax finetune`
+made: `open_run`. With images: `load`, the model of a run.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ from cftjax.cft.search import search
 from cftjax.cft.tuning import fine_tune
 from cftjax.config import TuningConfig, with_recipe
 from cftjax.decisions import Decisions
+from cftjax.estimator import CategoryWiseFineTuner
 from cftjax.inference.model import Model, load
 from cftjax.runs import Run
 from cftjax.types import Embeddings, Heads
 
 __all__ = [
+    "CategoryWiseFineTuner",
     "Decisions",
     "Embeddings",
     "Heads",
