@@ -8,7 +8,8 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import tyro
 
-Metric = Literal["AP", "AUROC"]
+from cftjax.metrics import Metric
+
 PickRule = Literal["best", "one_se", "cross_validated", "shrunken"]
 Unknown = Literal[
     "assume_negative",

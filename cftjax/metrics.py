@@ -4,11 +4,22 @@ Both follow scikit-learn's definitions (`average_precision_score`, `roc_auc_scor
 which AP takes whole and AUROC credits by half. Give raw logits, not probabilities: a float32 sigmoid makes ties of
 its own.
 
+One thing differs on purpose: without a known negative AP is undefined here, as AUROC is, where scikit-learn says 1.0.
+Any ranking of positives alone would have that 1.0, a random one too: it says nothing of the scores, and in a mean over
+categories it would raise the better part of what was never measured.
+
 The public functions take `[n c]` and return `[c]`: one integer sort per column of scores, the label riding in the key.
 The search has faster ways for what it ranks over and over (`cftjax.cft.ranking`).
+
+A metric is one entry of `METRICS`. Whatever scores, resamples, picks, ranks and prints reads that table, so that a new
+one is added here (its name in `Metric`, its entry in `METRICS`) and nowhere else.
 """
 
 from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +31,73 @@ from cftjax.types import Array
 # Magnitudes of float32 logits below 2**-63 count as 0 and above 2**64 as equal; within, the key is exact.
 _SMALLEST_EXPONENT = 64 << 23
 _LARGEST_MAGNITUDE = (1 << 30) - 1
-METRICS = ("AP", "AUROC")
 _MASKED_KEY = np.int32(np.iinfo(np.int32).min)
+
+Metric = Literal["AP", "AUROC"]
+
+
+@dataclasses.dataclass(frozen=True)
+class RankingMetric:
+    """A score of one ranking: what its positives contribute, added up, over a whole; undefined without both kinds.
+
+    The functions take NumPy arrays (of weights) and JAX arrays (of counts) alike. Counts that positives and negatives
+    reach are in halves, for a tie may count by half.
+
+    Attributes:
+        mean: what the mean over categories is called.
+        ties: how many halves a negative counts that is tied with a positive: 2 as if ranked above it, 1 by half.
+        of_positive: halves of positives at or above a positive, itself included; halves of negatives above it; number
+            of negatives in all -> what it contributes.
+        whole: number of positives, number of negatives -> what the contributions' sum is divided by.
+        of_all: halves of entries that the positives reach together, ties by half, number of positives, number of
+            negatives -> the score itself; for metrics that can be had from that alone, which saves a count.
+    """
+
+    mean: str
+    ties: Literal[1, 2]
+    of_positive: Callable[[Any, Any, Any], Any]
+    whole: Callable[[Any, Any], Any]
+    of_all: Callable[[Any, Any, Any], Any] | None = None
+
+    def over_whole(self, won: Any, positives: Any, negatives: Any) -> Any:
+        """The score of contributions added up; NaN where no positive or no negative is known."""
+        numpy = np if isinstance(won, np.ndarray) else jnp
+        undefined = (positives == 0) | (negatives == 0)
+        return won / numpy.where(undefined, np.nan, self.whole(positives, negatives))
+
+
+def _pairs(positives: Any, negatives: Any) -> Any:
+    return positives.astype(np.float32) * negatives.astype(np.float32)
+
+
+def _pairs_won(reaching: Any, positives: Any, negatives: Any) -> Any:
+    # Among the positives themselves every ordered pair has been counted half.
+    lost = (reaching - positives**2).astype(np.float32) / 2
+    pairs = _pairs(positives, negatives)
+    return 1.0 - lost / jnp.where(pairs == 0, jnp.nan, pairs)
+
+
+METRICS: dict[Metric, RankingMetric] = {
+    # The mean, over the positives, of the share of positives among the entries that score at least as high.
+    "AP": RankingMetric(
+        "mAP",
+        ties=2,
+        of_positive=lambda positives, negatives, _: (
+            positives.astype(np.float32) / (positives + negatives).astype(np.float32)
+        ),
+        whole=lambda positives, _: positives,
+    ),
+    # The share of pairs of a positive and a negative that are in the right order.
+    "AUROC": RankingMetric(
+        "mAUC",
+        ties=1,
+        of_positive=lambda _, negatives, total: (2 * total - negatives).astype(np.float32) / 2,
+        whole=_pairs,
+        of_all=_pairs_won,
+    ),
+}
+# Metric -> what its mean over categories is called.
+MEAN: dict[Metric, str] = {name: metric.mean for name, metric in METRICS.items()}
 
 
 def ranking_keys(
@@ -50,40 +126,36 @@ def fixed_order_sum(x: Float[jax.Array, "n c"]) -> Float[jax.Array, " c"]:
     return x[0]
 
 
-def of_sorted(metric: str, ordered: Int32[jax.Array, "n c"]) -> Float[jax.Array, " c"]:
-    """AP or AUROC of `ranking_keys` sorted ascending along the first axis.
+def of_sorted(metric: Metric, ordered: Int32[jax.Array, "n c"]) -> Float[jax.Array, " c"]:
+    """The score of `ranking_keys` sorted ascending along the first axis.
 
-    Both are sums over the positives, of which each needs to know only what lies above and below its group of equal
+    It is a sum over the positives, of which each needs to know only what lies above and below its group of equal
     scores. Masked keys come first and labels break ties, so that a group begins with its negatives.
 
     Args:
-        metric: "AP" or "AUROC".
+        metric: of `METRICS`.
         ordered: keys of c rankings.
 
     Returns:
-        NaN where there is no known positive (AUROC: or no known negative).
+        NaN where there is no known positive or no known negative.
     """
-    n = ordered.shape[0]
+    entry, n = METRICS[metric], ordered.shape[0]
     place = jax.lax.broadcasted_iota(jnp.int32, ordered.shape, 0)
     masked = jnp.sum(ordered == _MASKED_KEY, axis=0, keepdims=True, dtype=jnp.int32)
     positive = ordered & 1
     through = jax.lax.cumsum(positive, axis=0)
     total = through[-1:]
+    num_negatives = n - masked - total
     score = ordered >> 1
     first = jnp.ones((1, ordered.shape[1]), bool)
     starts = jnp.concatenate([first, score[1:] != score[:-1]])
 
     def contributions(start: jax.Array, positives_below: jax.Array) -> jax.Array:
-        """Of each positive, given where its group of equal scores starts and how many positives lie below that.
-
-        Divisions come last: a product followed by a sum could be fused and rounded differently from one program to the
-        next.
-        """
-        if metric == "AP":
-            return (total - positives_below).astype(jnp.float32) / (n - start).astype(jnp.float32)
-        negatives_below = start - masked - positives_below
+        """Of each positive, given where its group of equal scores starts and how many positives lie below that."""
+        reaching, positives = n - start, total - positives_below
         tied_negatives = (place - start) - (through - positive - positives_below)
-        return negatives_below.astype(jnp.float32) + tied_negatives.astype(jnp.float32) / 2
+        negatives = 2 * (reaching - positives) - (2 - entry.ties) * tied_negatives
+        return entry.of_positive(2 * positives, negatives, num_negatives)
 
     def without_ties() -> jax.Array:
         return contributions(place, through - positive)
@@ -93,15 +165,12 @@ def of_sorted(metric: str, ordered: Int32[jax.Array, "n c"]) -> Float[jax.Array,
         return contributions(*latest)
 
     each = jax.lax.cond(jnp.any(~starts & (positive == 1)), with_ties, without_ties)
-    won, total = fixed_order_sum(jnp.where(positive == 1, each, 0.0)), total[0]
-    if metric == "AP":
-        return won / jnp.where(total == 0, jnp.nan, total)
-    pairs = total.astype(jnp.float32) * (n - masked[0] - total).astype(jnp.float32)
-    return won / jnp.where(pairs == 0, jnp.nan, pairs)
+    won = fixed_order_sum(jnp.where(positive == 1, each, 0.0))
+    return entry.over_whole(won, total[0], num_negatives[0])
 
 
 @jax.jit(static_argnames="metric")
-def _score(scores: Array, labels: Array, where: Array, metric: str) -> Float[jax.Array, " c"]:
+def _score(scores: Array, labels: Array, where: Array, metric: Metric) -> Float[jax.Array, " c"]:
     keys = ranking_keys(scores, labels.astype(bool), where)
     unordered = jnp.any(jnp.isnan(scores) & where, axis=0)
     ordered = jax.lax.sort(keys, dimension=0, is_stable=False)
@@ -118,7 +187,7 @@ def _ranks_if_wide(scores: Array) -> Array:
     return scores
 
 
-def score(metric: str, scores: Array, labels: Array, where: Array | None = None) -> Float[jax.Array, " c"]:
+def score(metric: Metric, scores: Array, labels: Array, where: Array | None = None) -> Float[jax.Array, " c"]:
     """`average_precision` for metric "AP", `auroc` for "AUROC"."""
     scores, labels = (x if isinstance(x, jax.Array) else np.asarray(x) for x in (scores, labels))
     if scores.ndim != 2 or scores.shape != labels.shape:
@@ -144,7 +213,8 @@ def average_precision(
         where: [n c], true where the label is known; None if all are.
 
     Returns:
-        [c] float32 in [0, 1]; NaN where a category has no known positive, or a NaN among its known scores.
+        [c] float32 in [0, 1]; NaN where a category has no known positive or no known negative (scikit-learn says 1.0
+            without a negative: see the module), or a NaN among its known scores.
 
     Raises:
         ValueError: on shapes that do not agree.
@@ -157,7 +227,7 @@ def auroc(
 ) -> Float[jax.Array, " c"]:
     """Area under the ROC curve of each category over its known labels, ties by half.
 
-    Args, returns and errors are those of `average_precision`; NaN also where a category has no known negative.
+    Args, returns and errors are those of `average_precision`.
     """
     return score("AUROC", scores, labels, where)
 

@@ -25,9 +25,9 @@ def test_weighted_scores_equal_scikit_learns(make_scores, share):
     scores, labels, known = make_scores(rng, n), rng.random(n) < share, rng.random(n) < 0.8
     weights = rng.poisson(1.0, (n, resamples)).astype(np.float32)
     found = bootstrap.weighted_scores(bootstrap.rank(scores, labels, known), weights)
-    for oracle, scored in zip((average_precision_score, roc_auc_score), found, strict=True):
+    for metric, oracle in (("AP", average_precision_score), ("AUROC", roc_auc_score)):
         expected = [oracle(labels[known], scores[known], sample_weight=w[known]) for w in weights.T]
-        np.testing.assert_allclose(scored, expected, rtol=2e-6)
+        np.testing.assert_allclose(found[metric], expected, rtol=2e-6)
 
 
 def test_unknown_labels_and_unweighted_images_have_no_say():
@@ -35,25 +35,25 @@ def test_unknown_labels_and_unweighted_images_have_no_say():
     labels = np.array([True, True, False, True, False, False])
     known = np.array([False, True, True, True, True, True])
     weights = np.array([[5], [1], [2], [1], [1], [0]], np.float32)  # 8 outranks all, with weight 0
-    ap, auroc = bootstrap.weighted_scores(bootstrap.rank(scores, labels, known), weights)
-    np.testing.assert_allclose(ap, [(1 / 1 + 2 / 4) / 2], rtol=1e-6)
-    np.testing.assert_allclose(auroc, [(3 + 1) / (2 * 3)], rtol=1e-6)
+    scored = bootstrap.weighted_scores(bootstrap.rank(scores, labels, known), weights)
+    np.testing.assert_allclose(scored["AP"], [(1 / 1 + 2 / 4) / 2], rtol=1e-6)
+    np.testing.assert_allclose(scored["AUROC"], [(3 + 1) / (2 * 3)], rtol=1e-6)
 
 
 def test_a_tied_negative_counts_in_full_against_precision_and_by_half_against_auroc():
     scores, labels = np.array([1, 1, 0], np.float32), np.array([True, False, False])
     weights = np.array([[1, 2], [1, 3], [1, 5]], np.float32)
-    ap, auroc = bootstrap.weighted_scores(bootstrap.rank(scores, labels, np.ones(3, bool)), weights)
-    np.testing.assert_allclose(ap, [1 / 2, 2 / 5], rtol=1e-6)
-    np.testing.assert_allclose(auroc, [1.5 / 2, 6.5 / 8], rtol=1e-6)
+    scored = bootstrap.weighted_scores(bootstrap.rank(scores, labels, np.ones(3, bool)), weights)
+    np.testing.assert_allclose(scored["AP"], [1 / 2, 2 / 5], rtol=1e-6)
+    np.testing.assert_allclose(scored["AUROC"], [1.5 / 2, 6.5 / 8], rtol=1e-6)
 
 
 def test_a_resample_without_positives_or_negatives_is_nan():
     scores, labels = np.array([3, 2, 1], np.float32), np.array([True, False, False])
     weights = np.array([[0, 1, 1], [1, 0, 2], [2, 0, 0]], np.float32)
-    ap, auroc = bootstrap.weighted_scores(bootstrap.rank(scores, labels, np.ones(3, bool)), weights)
-    np.testing.assert_array_equal(ap, [np.nan, 1, 1])
-    np.testing.assert_array_equal(auroc, [np.nan, np.nan, 1])
+    scored = bootstrap.weighted_scores(bootstrap.rank(scores, labels, np.ones(3, bool)), weights)
+    np.testing.assert_array_equal(scored["AP"], [np.nan, np.nan, 1])
+    np.testing.assert_array_equal(scored["AUROC"], [np.nan, np.nan, 1])
 
 
 @pytest.mark.parametrize("flaw", ["no positive", "nan score"])
@@ -61,7 +61,7 @@ def test_a_category_that_cannot_be_ranked_is_nan_in_every_resample(flaw):
     scores = np.array([3, np.nan if flaw == "nan score" else 2, 1], np.float32)
     labels = np.array([flaw == "nan score", False, False])
     ranking = bootstrap.rank(scores, labels, np.ones(3, bool))
-    for scored in bootstrap.weighted_scores(ranking, np.ones((3, 4), np.float32)):
+    for scored in bootstrap.weighted_scores(ranking, np.ones((3, 4), np.float32)).values():
         assert np.isnan(scored).all()
 
 
@@ -94,7 +94,7 @@ def test_groups_widen_the_interval_when_their_images_are_copies():
     known = np.ones_like(labels)
     alone = bootstrap.resample(scores, labels, known, resamples=300)
     together = bootstrap.resample(scores, labels, known, groups=groups, resamples=300)
-    ratio = together.AUROC.std() / alone.AUROC.std()
+    ratio = together["AUROC"].std() / alone["AUROC"].std()
     assert ratio == pytest.approx(np.sqrt(copies), rel=0.25)
 
 
@@ -106,10 +106,10 @@ def test_resampling_is_paired_and_does_not_depend_on_the_memory_at_hand(monkeypa
     whole = bootstrap.resample(scores, labels, known, resamples=50, seed=7)
     monkeypatch.setattr(bootstrap, "BLOCK_BYTES", 4 * 30 * 8)
     parts = bootstrap.resample(scores, labels, known, resamples=50, seed=7)
-    np.testing.assert_array_equal(whole.AP, parts.AP)
-    np.testing.assert_array_equal(whole.AUROC, parts.AUROC)
-    np.testing.assert_array_equal(whole.AP[0, :, 0], whole.AP[1, :, 0])
-    assert np.ptp(whole.AP[0, :, 0]) > 0
+    np.testing.assert_array_equal(whole["AP"], parts["AP"])
+    np.testing.assert_array_equal(whole["AUROC"], parts["AUROC"])
+    np.testing.assert_array_equal(whole["AP"][0, :, 0], whole["AP"][1, :, 0])
+    assert np.ptp(whole["AP"][0, :, 0]) > 0
 
 
 def test_the_interval_of_the_mean_agrees_with_resampling_by_hand():
@@ -123,7 +123,7 @@ def test_the_interval_of_the_mean_agrees_with_resampling_by_hand():
         rows = draws.integers(25, size=25)
         per_model = [[average_precision_score(labels[rows, c], s[rows, c]) for c in range(2)] for s in scores]
         differences.append(np.mean(per_model[1]) - np.mean(per_model[0]))
-    got = np.asarray(metrics.mean_defined(found.AP[1] - found.AP[0]))
+    got = np.asarray(metrics.mean_defined(found["AP"][1] - found["AP"][0]))
     np.testing.assert_allclose(got, differences, atol=1e-6)
     ends = bootstrap.interval(0.1, got)
     np.testing.assert_allclose([ends.low, ends.high], np.percentile(differences, [2.5, 97.5]), atol=1e-6)

@@ -1,3 +1,4 @@
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -5,6 +6,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from cftjax import metrics
+from cftjax.cft import ranking
+from cftjax.scores import bootstrap
 
 N = 24  # one shape for all property tests: compiled once
 
@@ -13,8 +16,9 @@ def oracle(scores, labels, where):
     ap, auroc = [], []
     for c in range(scores.shape[1]):
         s, y = scores[where[:, c], c], labels[where[:, c], c]
-        ap.append(average_precision_score(y, s) if y.any() else np.nan)
-        auroc.append(roc_auc_score(y, s) if y.any() and not y.all() else np.nan)
+        defined = y.any() and not y.all()
+        ap.append(average_precision_score(y, s) if defined else np.nan)
+        auroc.append(roc_auc_score(y, s) if defined else np.nan)
     return np.array(ap), np.array(auroc)
 
 
@@ -53,12 +57,13 @@ def test_a_hundred_thousand_rows_with_and_without_ties():
 
 
 def test_undefined_scores_are_nan_and_left_out_of_means():
-    labels = np.stack([np.zeros(N, bool), np.ones(N, bool), np.arange(N) < 3], 1)
+    labels = np.stack([np.zeros(N, bool), np.ones(N, bool), np.arange(N) < 3, np.arange(N) < 5], 1)
     scores = np.random.default_rng(0).normal(size=labels.shape).astype(np.float32)
     ap, auroc = metrics.average_precision(scores, labels), metrics.auroc(scores, labels)
-    assert np.isnan(ap).tolist() == [True, False, False]
-    assert np.isnan(auroc).tolist() == [True, True, False]
-    assert metrics.mean_defined(ap) == pytest.approx(float(ap[1] + ap[2]) / 2)
+    # scikit-learn would say 1.0 of the second, whatever its scores.
+    assert average_precision_score(labels[:, 1], scores[:, 1]) == pytest.approx(1.0)
+    assert np.isnan(ap).tolist() == np.isnan(auroc).tolist() == [True, True, False, False]
+    assert metrics.mean_defined(ap) == pytest.approx(float(ap[2] + ap[3]) / 2)
     assert np.isnan(metrics.mean_defined(np.array([np.nan, np.nan])))
 
 
@@ -96,3 +101,56 @@ def test_keys_are_equal_only_for_equal_scores_one_bit_apart_included():
 def test_shapes_that_do_not_agree_are_refused(scores, labels, message):
     with pytest.raises(ValueError, match=message):
         metrics.score("AP", scores, labels)
+
+
+# What somebody might add: the mean over positives of 1 / (1 + negatives above), ties by half.
+NEWCOMER = metrics.RankingMetric(
+    "mNEW",
+    ties=1,
+    of_positive=lambda positives, negatives, _: 2 / (2 + negatives.astype(np.float32)),
+    whole=lambda positives, _: positives,
+)
+
+
+def by_definition(metric, scores, labels):
+    """The score of one ranking from its entry of the table, a positive at a time."""
+    entry = metrics.METRICS[metric]
+    positives, negatives = scores[labels], scores[~labels]
+    if len(positives) == 0 or len(negatives) == 0:
+        return np.nan
+    total = np.array(len(negatives))
+    won = sum(
+        entry.of_positive(
+            np.array(2 * (positives >= one).sum()),
+            np.array(2 * (negatives > one).sum() + entry.ties * (negatives == one).sum()),
+            total,
+        )
+        for one in positives
+    )
+    return won / entry.whole(np.array(len(positives)), total)
+
+
+@pytest.mark.parametrize("metric", [*metrics.METRICS, "NEW"])
+@pytest.mark.parametrize("kind", ["ties", "no ties", "no positive", "no negative"])
+def test_every_metric_of_the_table_is_the_same_however_it_is_counted(monkeypatch, metric, kind):
+    n = 40
+    if metric == "NEW":
+        n, metric = 41, "AUROC"  # in its place, at a length that has not been compiled with it
+        monkeypatch.setitem(metrics.METRICS, metric, NEWCOMER)
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=(n, 1)).astype(np.float32)
+    scores = scores if kind == "no ties" else scores.round()
+    labels, known = np.arange(n)[:, None] < 11, rng.random((n, 1)) < 0.8
+    known &= ~labels if kind == "no positive" else labels if kind == "no negative" else True
+    expected = by_definition(metric, scores[known], labels[known])
+    assert np.isnan(expected) == kind.startswith("no ") - (kind == "no ties")
+    assert metrics.score(metric, scores, labels, known)[0] == pytest.approx(expected, abs=1e-6, nan_ok=True)
+    for platform in ("cpu", "tpu", "gpu"):
+        columns = tuple(map(jnp.asarray, (scores.T, labels[:, 0], known[:, 0])))
+        (counted,) = ranking.by_counting(metric, *columns, slots=16, platform=platform)
+        (by_order,) = ranking.by_sorting(metric, *columns, platform=platform)
+        assert counted == pytest.approx(expected, abs=1e-6, nan_ok=True)
+        assert by_order == pytest.approx(expected, abs=1e-6, nan_ok=True)
+    ranked = bootstrap.rank(scores[:, 0], labels[:, 0], known[:, 0])
+    (resampled,) = bootstrap.weighted_scores(ranked, np.ones((n, 1), np.float32))[metric]
+    assert resampled == pytest.approx(expected, abs=1e-6, nan_ok=True)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int32
 
 from cftjax import metrics
+from cftjax.metrics import Metric
 
 # Thresholds and scores compared at a time on a CPU: what LLVM turns into vector instructions. Other sizes, or none at
 # all, run 2 to 80 times longer.
@@ -88,21 +89,21 @@ def _num_reaching_by_product(
 
 
 def by_counting(
-    metric: str,
+    metric: Metric,
     scores: Float[jax.Array, "p n"],
     labels: Bool[jax.Array, " n"],
     where: Bool[jax.Array, " n"],
     slots: int,
     platform: str,
 ) -> Float[jax.Array, " p"]:
-    """AP or AUROC of p rankings of the same entries, without a sort, where positives are few.
+    """Scores of p rankings of the same entries, without a sort, where positives are few.
 
-    AP is the mean, over the positives, of the share of positives among the entries that score at least as high. AUROC
-    is the share of pairs in the right order. Both need only counts, and take ties as they come. A CPU makes as many
-    comparisons a ranking as there are positives times known entries, whatever the padding; other devices `slots * n`.
+    What a positive contributes to a metric of `metrics.METRICS` depends only on how many positives and negatives reach
+    it, and takes ties as they come. A CPU makes as many comparisons a ranking as there are positives times known
+    entries, whatever the padding; other devices `slots * n`.
 
     Args:
-        metric: "AP" or "AUROC".
+        metric: of `metrics.METRICS`.
         scores: of n entries in p rankings.
         labels: of the entries; the known positives stand among the first `slots`.
         where: which entries are known; the fewer unknown ones before the last known one, the less is done for nothing.
@@ -119,22 +120,23 @@ def by_counting(
     place = jax.lax.iota(jnp.int32, scores.shape[1]) + 1
     rows = jnp.max(jnp.where(where, place, 0))
     last = jnp.max(jnp.where(positive[0], place[:slots], 0))
-    ties = 2 if metric == "AP" else 1
+    entry = metrics.METRICS[metric]
+    ties, num_negatives = entry.ties, jnp.sum(where) - total
     if platform == "tpu":
         counts = _num_reaching_by_product(scores, thresholds, ties, jnp.stack([where & ~labels, where & labels], 1))
         reaching, positives = counts[..., 0] + counts[..., 1], counts[..., 1]
     else:
         reaching = _num_reaching(scores, thresholds, ties, rows, last, platform)
-        # AUROC does not need it, and it is compiled away.
+        # A metric of `of_all` does not need it, and it is compiled away.
         positives = _num_reaching(jnp.where(positive, thresholds, -jnp.inf), thresholds, ties, last, last, platform)
-    if metric == "AP":
-        precision = positives.astype(jnp.float32) / jnp.maximum(reaching, 2).astype(jnp.float32)
-        return metrics.fixed_order_sum(jnp.where(positive, precision, 0.0).T) / jnp.where(total == 0, jnp.nan, total)
-    reaching = jnp.sum(jnp.where(positive, reaching, 0), axis=1)
-    # Among the positives themselves every ordered pair has been counted half.
-    lost = (reaching - total**2).astype(jnp.float32) / 2
-    pairs = total.astype(jnp.float32) * (jnp.sum(where) - total).astype(jnp.float32)
-    return 1.0 - lost / jnp.where(pairs == 0, jnp.nan, pairs)
+    if entry.of_all is not None:
+        return entry.of_all(jnp.sum(jnp.where(positive, reaching, 0), axis=1), total, num_negatives)
+    negatives = reaching - positives
+    if ties != 2:  # positives count in full, whatever a tied negative does
+        positives = _num_reaching(jnp.where(positive, thresholds, -jnp.inf), thresholds, 2, last, last, platform)
+    # A positive reaches itself; where there is none, what is counted does not matter and must not divide by 0.
+    each = entry.of_positive(jnp.maximum(positives, 2), negatives, num_negatives)
+    return entry.over_whole(metrics.fixed_order_sum(jnp.where(positive, each, 0.0).T), total, num_negatives)
 
 
 def sorting_network(x: Int32[jax.Array, "n p"]) -> Int32[jax.Array, "n p"]:
@@ -178,13 +180,13 @@ def sorting_network(x: Int32[jax.Array, "n p"]) -> Int32[jax.Array, "n p"]:
 
 
 def by_sorting(
-    metric: str,
+    metric: Metric,
     scores: Float[jax.Array, "p n"],
     labels: Bool[jax.Array, " n"],
     where: Bool[jax.Array, " n"],
     platform: str,
 ) -> Float[jax.Array, " p"]:
-    """AP or AUROC of p rankings of the same entries; NaN as in `metrics.average_precision` and `metrics.auroc`."""
+    """Scores of p rankings of the same entries; NaN as in `metrics.average_precision` and `metrics.auroc`."""
     if platform == "gpu":
         return by_sorting_rows(metric, scores, labels[None], where[None])
     keys = metrics.ranking_keys(scores.T, labels[:, None], where[:, None])
@@ -195,42 +197,45 @@ def by_sorting(
 
 
 def by_sorting_rows(
-    metric: str,
+    metric: Metric,
     scores: Float[jax.Array, "p n"],
     labels: Bool[jax.Array, "#p n"],
     where: Bool[jax.Array, "#p n"],
 ) -> Float[jax.Array, " p"]:
-    """AP or AUROC of p rankings, each of entries of its own: on a GPU one sort for all categories."""
+    """Scores of p rankings, each of entries of its own: on a GPU one sort for all categories."""
     keys = metrics.ranking_keys(scores, labels, where)
     return of_sorted_rows(metric, jax.lax.sort(keys, dimension=1, is_stable=False))
 
 
-def of_sorted_rows(metric: str, ordered: Int32[jax.Array, "p n"]) -> Float[jax.Array, " p"]:
+def of_sorted_rows(metric: Metric, ordered: Int32[jax.Array, "p n"]) -> Float[jax.Array, " p"]:
     """What `metrics.of_sorted` finds in columns, of `metrics.ranking_keys` sorted ascending along rows.
 
     A GPU sorts and sums rows several times faster than columns. Among so many rankings some positive is always tied,
     so that ties are not a case of their own: one scan more finds each group of equal scores.
     """
-    n = ordered.shape[1]
+    entry, n = metrics.METRICS[metric], ordered.shape[1]
     place = jax.lax.broadcasted_iota(jnp.int32, ordered.shape, 1)
     masked = jnp.sum(ordered == jnp.iinfo(jnp.int32).min, axis=1, keepdims=True, dtype=jnp.int32)
     positive, score = ordered & 1, ordered >> 1
     through = jax.lax.cumsum(positive, axis=1)
     total, before = through[:, -1:], through - positive
+    num_negatives = n - masked - total
     starts = jnp.pad(score[:, 1:] != score[:, :-1], ((0, 0), (1, 0)), constant_values=True)
-    if metric == "AP":
-        # A group counts where it starts: its positives times the precision down to it.
+    if entry.ties == 2:
+        # A group counts where it starts, all of its positives at once.
         later = jax.lax.cummin(jnp.where(starts, before, total), axis=1, reverse=True)
-        positives = jnp.concatenate([later[:, 1:], total], axis=1) - before
-        precision = (total - before).astype(jnp.float32) / (n - place).astype(jnp.float32)
-        each = jnp.where(starts, positives.astype(jnp.float32) * precision, 0.0)
-        return _sum_of_rows(each) / jnp.where(total == 0, jnp.nan, total)[:, 0]
-    # A group begins with its negatives, so that a positive has all of them behind it, and the tied ones count half.
-    negatives = place - before - masked
-    below = jax.lax.cummax(jnp.where(starts, negatives, 0), axis=1)
-    each = below.astype(jnp.float32) + (negatives - below).astype(jnp.float32) / 2
-    pairs = total.astype(jnp.float32) * (n - masked - total).astype(jnp.float32)
-    return _sum_of_rows(jnp.where(positive == 1, each, 0.0)) / jnp.where(pairs == 0, jnp.nan, pairs)[:, 0]
+        of_group = jnp.concatenate([later[:, 1:], total], axis=1) - before
+        reaching = total - before
+        each = entry.of_positive(2 * reaching, 2 * (n - place - reaching), num_negatives)
+        won = _sum_of_rows(jnp.where(starts, of_group.astype(jnp.float32) * each, 0.0))
+    else:
+        # A group begins with its negatives, so that a positive has all of them behind it, and the tied ones count half.
+        negatives = place - before - masked
+        below, positives_below = (jax.lax.cummax(jnp.where(starts, x, 0), axis=1) for x in (negatives, before))
+        reaching = 2 * num_negatives - below - negatives
+        each = entry.of_positive(2 * (total - positives_below), reaching, num_negatives)
+        won = _sum_of_rows(jnp.where(positive == 1, each, 0.0))
+    return entry.over_whole(won, total[:, 0], num_negatives[:, 0])
 
 
 def _sum_of_rows(x: Float[jax.Array, "p n"]) -> Float[jax.Array, " p"]:

@@ -58,8 +58,7 @@ def standard_errors(
     groups: np.ndarray | None,
 ) -> Float[np.ndarray, "k c"]:
     """Of each candidate's gain over the first, by paired bootstrap; NaN where no two resamples are defined."""
-    found = bootstrap.resample(logits, labels, known, groups=groups, resamples=RESAMPLES)
-    samples = found.AP if metric == "AP" else found.AUROC
+    samples = bootstrap.resample(logits, labels, known, groups=groups, resamples=RESAMPLES)[metric]
     gains = samples - samples[:1]
     defined = ~np.isnan(gains)
     count = defined.sum(1)

@@ -1,4 +1,4 @@
-"""Paired bootstrap of AP and AUROC: how much a score, or a difference of two models, owes to the images drawn.
+"""Paired bootstrap of every metric: how much a score, or a difference of two models, owes to the images drawn.
 
 A resample draws as many images as there are, with replacement; its score is the score of the same ranking under integer
 weights. Each category is therefore sorted once and every resample costs a few sums. Images of one patient or study are
@@ -13,6 +13,8 @@ from collections.abc import Iterator
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int, Shaped
+
+from cftjax.metrics import METRICS, Metric
 
 # Bytes of one block of resampled counts; a handful of arrays of this size live at a time.
 BLOCK_BYTES = 64 * 2**20
@@ -35,17 +37,8 @@ class Interval:
     resamples: int
 
 
-@dataclasses.dataclass(frozen=True)
-class Resampled:
-    """Scores of m models under the same r resamples; NaN where a resample leaves a category undefined.
-
-    Attributes:
-        AP: [m r c].
-        AUROC: [m r c].
-    """
-
-    AP: Float32[np.ndarray, "m r c"]
-    AUROC: Float32[np.ndarray, "m r c"]
+# Metric -> [m r c], scores of m models under the same r resamples; NaN where a resample leaves a category undefined.
+Resampled = dict[Metric, Float32[np.ndarray, "m r c"]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,28 +104,30 @@ def _cumulative(x: Float32[np.ndarray, "b r"]) -> Float32[np.ndarray, "b r"]:
 
 def weighted_scores(
     ranking: Ranking | None, weights: Float32[np.ndarray, "n r"]
-) -> tuple[Float32[np.ndarray, " r"], Float32[np.ndarray, " r"]]:
-    """AP and AUROC of one category under each column of weights, ties as scikit-learn counts them.
+) -> dict[Metric, Float32[np.ndarray, " r"]]:
+    """Every metric of one category under each column of weights, ties as scikit-learn counts them.
 
     Args:
         ranking: the category's; None gives NaN.
         weights: [n r] whole numbers of at least 0 whose columns add up to less than 2**24, where float32 is exact.
 
     Returns:
-        AP [r] and AUROC [r]; NaN where no positive (AUROC: or no negative) has weight.
+        Metric -> [r]; NaN where no positive or no negative has weight.
     """
     if ranking is None:
-        return np.full(weights.shape[1], np.nan, np.float32), np.full(weights.shape[1], np.nan, np.float32)
+        return {metric: np.full(weights.shape[1], np.nan, np.float32) for metric in METRICS}
     positive = _sums(weights, ranking.positives, ranking.positive_bounds)
     passed = _cumulative(_sums(weights, ranking.negatives, ranking.negative_bounds))
-    true, false = _cumulative(positive), passed[1::2]
-    total, negatives = true[-1], passed[-1]
-    precision = true / np.maximum(true + false, 1)
-    # A tied negative is beaten by half: the mean of those passed with and without the tied ones.
-    beaten = negatives - 0.5 * (passed[:-1:2] + false)
-    average_precision = np.einsum("sr,sr->r", positive, precision) / np.where(total == 0, np.nan, total)
-    pairs = np.where((total == 0) | (negatives == 0), np.nan, total * negatives)
-    return average_precision, np.einsum("sr,sr->r", positive, beaten) / pairs
+    true, above, with_tied = _cumulative(positive), passed[:-1:2], passed[1::2]
+    total, num_negatives = true[-1], passed[-1]
+    # A positive reaches itself; one without weight contributes nothing, and must not divide by 0.
+    reaching = np.maximum(2 * true, 2)
+    scores: dict[Metric, Float32[np.ndarray, " r"]] = {}
+    for name, metric in METRICS.items():
+        negatives = 2 * with_tied if metric.ties == 2 else above + with_tied
+        won = np.einsum("sr,sr->r", positive, metric.of_positive(reaching, negatives, num_negatives))
+        scores[name] = metric.over_whole(won, total, num_negatives)
+    return scores
 
 
 def counts(
@@ -177,7 +172,7 @@ def resample(
         seed: randomness; independent of the memory at hand.
 
     Returns:
-        Resampled: AP and AUROC, [m r c].
+        Resampled: metric -> [m r c].
 
     Raises:
         ValueError: on shapes that do not agree, no images, or no resamples.
@@ -188,14 +183,15 @@ def resample(
     if n == 0 or resamples < 1:
         raise ValueError(f"the bootstrap needs at least 1 image and 1 resample, not {n} and {resamples}")
     rankings = [[rank(model[:, i], labels[:, i], known[:, i]) for i in range(c)] for model in scores]
-    found = np.empty((2, m, resamples, c), np.float32)
+    resampled: Resampled = {metric: np.empty((m, resamples, c), np.float32) for metric in METRICS}
     done = 0
     for weights in counts(n, groups=groups, resamples=resamples, seed=seed):
         block = slice(done, done + weights.shape[1])
         for model, i in itertools.product(range(m), range(c)):
-            found[:, model, block, i] = weighted_scores(rankings[model][i], weights)
+            for metric, scored in weighted_scores(rankings[model][i], weights).items():
+                resampled[metric][model, block, i] = scored
         done = block.stop
-    return Resampled(found[0], found[1])
+    return resampled
 
 
 def interval(value: float, samples: Float[np.ndarray, " r"], level: float = 0.95) -> Interval:
