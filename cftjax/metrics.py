@@ -238,3 +238,8 @@ def mean_defined(values: Float[Array, "... c"]) -> Float[jax.Array, ...]:
     defined = ~jnp.isnan(values)
     count = jnp.sum(defined, axis=-1)
     return jnp.sum(jnp.where(defined, values, 0.0), axis=-1) / jnp.where(count == 0, jnp.nan, count)
+
+
+def mean_of(values: Float[Array, " c"]) -> float:
+    """The same of one row, as a number."""
+    return float(mean_defined(values))

@@ -27,11 +27,10 @@ from cftjax.decisions import Decisions
 from cftjax.embeddings import embed
 from cftjax.runtime import devices, digests, hosts, storage
 from cftjax.runtime.settings import differences, plain
-from cftjax.types import SPLITS, Embeddings, Heads
+from cftjax.types import SPLITS, STAGES, Embeddings, Heads
 
 FORMAT = 1
 DECISIONS = "decisions.json"
-HEADS = ("backbone", "ga", "polish", "final")
 LIBRARIES = ("cftjax", "jax", "jaxlib", "flax", "optax", "evosax", "grain", "orbax-checkpoint", "numpy")
 
 
@@ -100,8 +99,8 @@ class Run:
 
     def heads(self, stage: str) -> Heads:
         """The heads after `backbone`, `ga`, `polish` or `final`, kernel [c d] and bias [c]."""
-        if stage not in HEADS:
-            raise ValueError(f"heads {stage!r} is not one of {', '.join(HEADS)}")
+        if stage not in STAGES:
+            raise ValueError(f"heads {stage!r} is not one of {', '.join(STAGES)}")
         return storage.read_heads(self.folder / "heads" / stage / "heads.npz")
 
     def decisions(self) -> Decisions:

@@ -16,17 +16,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-import numpy as np
 import tyro
 
-from cftjax import cli, metrics
-from cftjax.config import ORDERS, Config, Metric, Unknown, check_together
+from cftjax import cli
+from cftjax.config import ORDERS, Config, Unknown, check_together
 from cftjax.default import get_config
-from cftjax.report import sweep_table, tables, write
-from cftjax.report.sweep_scores import MODES, Measured, Scores
-from cftjax.runs import Run
+from cftjax.metrics import MEAN
+from cftjax.report import sweep_scores, sweep_table
+from cftjax.report.sweep_scores import MODES, RunScores, SweepScores
 from cftjax.runtime import devices, hosts
-from cftjax.scores import bootstrap
 from cftjax.stages import backbone, heads
 from cftjax.types import SPLITS, Dataset
 
@@ -34,8 +32,6 @@ D = TypeVar("D")
 
 # Ways of hiding labels that known_proportion governs.
 BY_PROPORTION = ("uniform", "uneven", "positives_first")
-# The same resamples for all runs, so that any two of them can be compared.
-BOOTSTRAP_SEED = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +65,7 @@ def main() -> None:
     loaded = hosts.together(config.data.load)
     split = split_scored(loaded, config)
     # Mode -> seed by seed, proportion by proportion.
-    found: dict[str, list[list[Measured]]] = {mode: [] for mode in sweep.unknowns}
+    found: dict[str, list[list[RunScores]]] = {mode: [] for mode in sweep.unknowns}
     for seed in seeds:
         for mode in sweep.unknowns:
             found[mode].append([])
@@ -85,7 +81,7 @@ def main() -> None:
     if not devices.is_primary():
         return
     first = next(iter(found.values()))[0][0]
-    scores = Scores(
+    scores = SweepScores(
         found,
         tuned=tuned,
         order=config.order,
@@ -165,7 +161,7 @@ def runs_in(folder: Path) -> list[Path]:
 
 def one_run(
     loaded: Dataset, config: Config[Any], folder: Path, split: str, tuned: bool, elsewhere: Sequence[Path] = ()
-) -> Measured:
+) -> RunScores:
     """Train one run and, if asked, tune its heads; what it scores.
 
     Args:
@@ -179,49 +175,13 @@ def one_run(
     with backbone.opened(loaded, config, folder) as (run, dataset):
         made_from = backbone.train(run, dataset, config, SPLITS if tuned else [split], elsewhere)
         if not tuned:
-            return measure(run, split, config.choose.metric, ["backbone"], config.report.resamples)
+            return sweep_scores.of_run(run, split, config.choose.metric, ["backbone"], config.report.resamples)
         reported = heads.tune(run, config, made_from, dataset.splits.get("test"))
-        measured = measure(run, split, config.choose.metric, ["backbone", "final"], config.report.resamples)
-    mean = tables.MEAN[config.choose.metric]
+        measured = sweep_scores.of_run(run, split, config.choose.metric, ["backbone", "final"], config.report.resamples)
+    mean = MEAN[config.choose.metric]
     between = {stage: reported[split][stage][mean] for stage in ORDERS[config.order]}
     scores = {stage: math.nan if score is None else score for stage, score in between.items()}
     return dataclasses.replace(measured, scores=measured.scores | scores)
-
-
-def measure(run: Run, split: str, metric: Metric, stages: Sequence[str], resamples: int) -> Measured:
-    """Mean AP or AUROC of a run's heads over the defined categories of a split, and the same under resampling.
-
-    Args:
-        run: with embeddings of the split.
-        split: that is scored.
-        metric: "AP" or "AUROC".
-        stages: of the heads.
-        resamples: of the bootstrap, over images, or patients where the images have groups.
-    """
-    embeddings, measured = run.embeddings(split), {stage: run.heads(stage) for stage in stages}
-    n, c = embeddings.labels.shape
-    scores = np.empty((len(stages), c), np.float32)
-    samples = np.empty((len(stages), resamples, c), np.float32)
-    for some in write.category_groups(n, c):
-        labels, known = (np.asarray(x[:, some], bool) for x in (embeddings.labels, embeddings.known))
-        logits = write.logits(measured, embeddings, some)
-        scores[:, some] = [metrics.score(metric, logits[stage], labels, known) for stage in stages]
-        drawn = bootstrap.resample(
-            np.stack([logits[stage] for stage in stages]),
-            labels,
-            known,
-            groups=embeddings.groups,
-            resamples=resamples,
-            seed=BOOTSTRAP_SEED,
-        )
-        samples[..., some] = getattr(drawn, metric)
-    means, mean_samples = (np.asarray(metrics.mean_defined(x), np.float64) for x in (scores, samples))
-    return Measured(
-        dict(zip(stages, means.tolist(), strict=True)),
-        dict(zip(stages, mean_samples, strict=True)),
-        n,
-        "images" if embeddings.groups is None else "groups",
-    )
 
 
 if __name__ == "__main__":

@@ -14,6 +14,10 @@ from jaxtyping import Bool, Float, Int, Integer, Num, UInt8
 Array = np.ndarray | jax.Array
 
 SPLITS = ("train", "validation", "test")
+# Those that nothing is learned from, so that heads may be judged by them; the last that there is, is reported.
+JUDGED_SPLITS = SPLITS[1:]
+# Where there are heads: as the backbone's training left them, searched (a run's folder is `ga`), polished, chosen.
+STAGES = ("backbone", "ga", "polish", "final")
 
 
 @dataclasses.dataclass(frozen=True)

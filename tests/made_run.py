@@ -11,7 +11,7 @@ from cftjax.finetune import Finetuning
 from cftjax.input.preprocessing import Preprocessing
 from cftjax.runtime import checkpoints, storage
 from cftjax.training import step
-from cftjax.types import Embeddings, Heads
+from cftjax.types import STAGES, Embeddings, Heads
 
 CATEGORIES = ("cat", "dog | wolf", "owl")
 SIZE = 16
@@ -28,7 +28,7 @@ def make(folder, *, backbone=True, calibration="platt", splits=("train", "valida
     dim = write_backbone(run, rng) if backbone else 5
     kernel, bias = 10 * rng.normal(size=(3, dim)) / np.sqrt(dim), rng.normal(size=3)
     final = Heads(kernel.astype(np.float32), bias.astype(np.float32))
-    for stage in runs.HEADS:
+    for stage in STAGES:
         storage.write_heads(folder / "heads" / stage / "heads.npz", final)
     for split in splits:
         z = rng.normal(size=(40, dim)).astype(np.float32)

@@ -7,8 +7,9 @@ import pytest
 import yaml
 
 from cftjax import metrics
-from cftjax.config import LabelsConfig
-from cftjax.report import card, write
+from cftjax.config import LabelsConfig, ReportConfig
+from cftjax.report import card, contents
+from cftjax.report.contents import Results
 from cftjax.runtime import storage
 
 
@@ -20,11 +21,19 @@ def run(tmp_path_factory):
     heads = {"backbone": made.heads("backbone"), "ga": made.heads("ga"), "polish": made.heads("polish")}
     heads["final"] = made.heads("final").__class__(made.heads("final").kernel, made.heads("final").bias + 1)
     splits = {split: made.embeddings(split) for split in made.splits}
-    scores = {
-        split: write.to_dict(write.measure(splits[split], heads, resamples=20, seed=0))
-        for split in ("validation", "test")
-    }
-    content = {"categories": list(made.categories), "metric": "AP", "chosen": ["ga", "polish", "backbone"], **scores}
+    results = Results(
+        categories=made.categories,
+        embeddings=splits,
+        heads=heads,
+        chosen=["ga", "polish", "backbone"],
+        untuned={},
+        history={},
+        metric="AP",
+        seconds={},
+        config=ReportConfig(resamples=20),
+        title="my run",
+    )
+    content = contents.of_results(results, {split: contents.measured(results, split) for split in results.judged})
     storage.write_json(made.folder / "report" / "metrics.json", content)
     return made
 

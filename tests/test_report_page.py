@@ -12,10 +12,11 @@ import pytest
 from PIL import Image
 from test_report_write import CATEGORIES, STAGES, make_records, stage_heads, write
 
+from cftjax import figures
 from cftjax.config import GAConfig, TuningConfig
 from cftjax.data.reading.images import ImageError
-from cftjax.report import mistakes, page
-from cftjax.report import write as report
+from cftjax.report import mistakes, page, pictures
+from cftjax.scores import reliability
 
 EVIL = "<script>alert('a')</script> & \"b\""
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -251,11 +252,10 @@ def test_of_thousands_of_categories_most_rows_wait_and_the_page_stays_small():
 
 
 def test_large_figures_are_embedded_as_pixels(monkeypatch):
-    monkeypatch.setattr(report, "SVG_BYTES", 10)
-    figure = report.figures.reliability(
-        {"x": report.reliability.bins(np.zeros((1, 1)), *np.ones((2, 1, 1), bool))}, split="test"
-    )
-    assert report._embedded("reliability", figure, b"png").kind == "image/png"
+    monkeypatch.setattr(pictures, "SVG_BYTES", 10)
+    bins = reliability.bins(np.zeros((1, 1)), *np.ones((2, 1, 1), bool))
+    figure = figures.reliability({"x": bins}, split="test")
+    assert pictures.embedded("reliability", figure, b"png").kind == "image/png"
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")

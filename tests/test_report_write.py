@@ -10,9 +10,10 @@ from rich.console import Console
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from cftjax.config import ReportConfig
-from cftjax.report import tables
+from cftjax.report import contents, printing, tables
 from cftjax.report import write as report
-from cftjax.scores import bootstrap
+from cftjax.report.contents import Results
+from cftjax.scores import bootstrap, logits, predictions
 from cftjax.types import Embeddings, Heads, Labels, Records
 
 CATEGORIES = (
@@ -73,7 +74,7 @@ def make_records(n):
 
 def write(folder, **changes):
     out = io.StringIO()
-    found = report.write(folder, **(make_run() | changes), console=Console(file=out, width=120))
+    found = report.write(folder, Results(**(make_run() | changes)), console=Console(file=out, width=120))
     return found, out.getvalue()
 
 
@@ -143,7 +144,7 @@ def test_the_difference_is_final_minus_backbone_with_an_interval_of_the_paired_r
         difference = test["difference"][mean]
         assert difference["value"] == pytest.approx(test["final"][mean] - test["backbone"][mean], abs=1e-6)
         assert difference["value"] > 0.1
-        before, after = getattr(drawn, name)
+        before, after = drawn[name]
         ends = np.percentile(np.nanmean((after - before)[:, [0, 1, 2, 4, 5]], axis=1), [2.5, 97.5])
         np.testing.assert_allclose([difference["low"], difference["high"]], ends, atol=1e-6)
         each = test["difference"][name]
@@ -166,27 +167,43 @@ def test_known_labels_are_counted_per_split_and_category(written):
     assert found["known"]["test"]["positive"][3] == 0
 
 
-def test_groups_are_resampled_whole(tmp_path):
+def measured(run):
+    return contents.measured(Results(**run), "test")
+
+
+def test_groups_are_resampled_whole():
     run = make_run(groups=True)
-    scores = report.measure(run["embeddings"]["test"], run["heads"], resamples=RESAMPLES, seed=0)
-    data = run["embeddings"]["test"]
+    found, data = measured(run), run["embeddings"]["test"]
     both = np.stack([data.z[:, :C], data.z[:, 3 * C :]])
     drawn = bootstrap.resample(both, data.labels, data.known, groups=data.groups, resamples=RESAMPLES)
-    np.testing.assert_array_equal(scores.resampled.AP, drawn.AP)
-    assert report.to_dict(scores)["difference"]["resampled"] == "groups"
+    assert list(found.resampled["AP"]) == [0, 3]  # backbone and final
+    np.testing.assert_array_equal(list(found.resampled["AP"].values()), drawn["AP"])
+    assert contents.of_split(found)["difference"]["resampled"] == "groups"
 
 
 def test_groups_of_categories_and_blocks_of_rows_do_not_change_a_score(monkeypatch):
     run = make_run()
-    data = run["embeddings"]["test"]
-    whole = report.measure(data, run["heads"], resamples=RESAMPLES, seed=0)
-    monkeypatch.setattr(report, "LOGITS_BYTES", 4 * 4 * len(data) * 3)
-    monkeypatch.setattr(report, "ROWS_AT_ONCE", 16)
-    parts = report.measure(data, run["heads"], resamples=RESAMPLES, seed=0)
-    for stage in STAGES:
-        np.testing.assert_array_equal(parts.points[stage]["AP"], whole.points[stage]["AP"])
-    np.testing.assert_array_equal(parts.resampled.AUROC, whole.resampled.AUROC)
-    np.testing.assert_array_equal(parts.bins["final"].count, whole.bins["final"].count)
+    whole = measured(run)
+    monkeypatch.setattr(logits, "BLOCK_BYTES", 16 * 8 * len(run["embeddings"]["test"]) * 2)
+    monkeypatch.setattr(logits, "ROWS_AT_ONCE", 16)
+    parts = measured(run)
+    for one, other in zip(parts.scores, whole.scores, strict=True):
+        np.testing.assert_array_equal(one.each["AP"], other.each["AP"])
+    np.testing.assert_array_equal(parts.resampled["AUROC"][3], whole.resampled["AUROC"][3])
+    np.testing.assert_array_equal(parts.scores[3].bins.count, whole.scores[3].bins.count)
+
+
+def test_embeddings_are_read_once_for_all_stages_of_a_group_of_categories(monkeypatch):
+    asked, whole = [], logits.logits
+
+    def counted(heads, embeddings, some):
+        asked.append(some)
+        return whole(heads, embeddings, some)
+
+    monkeypatch.setattr(predictions, "logits", counted)
+    monkeypatch.setattr(logits, "BLOCK_BYTES", 16 * 8 * 40 * 2)
+    measured(make_run())
+    assert asked == [slice(0, 2), slice(2, 4), slice(4, 6)]
 
 
 def test_embeddings_of_each_categorys_own_score_as_the_shared_ones_do():
@@ -194,9 +211,9 @@ def test_embeddings_of_each_categorys_own_score_as_the_shared_ones_do():
     data = run["embeddings"]["test"]
     own = Embeddings(np.repeat(data.z[:, None, :], C, axis=1), data.labels, data.known)
     for some in (slice(0, C), slice(2, 4)):
-        shared_logits = report.logits(run["heads"], data, some)
-        for stage, found in report.logits(run["heads"], own, some).items():
-            np.testing.assert_allclose(found, shared_logits[stage], atol=1e-6)
+        shared = logits.logits(run["heads"], data, some)
+        for stage, found in logits.logits(run["heads"], own, some).items():
+            np.testing.assert_allclose(found, shared[stage], atol=1e-6)
             np.testing.assert_allclose(found, data.z[:, STAGES.index(stage) * C :][:, some], atol=1e-6)
 
 
@@ -219,7 +236,7 @@ def test_the_table_shows_each_category_the_means_and_who_was_left_alone(written)
     assert rows["mAUC"][4] == f"{100 * test['final']['mAUC']:.2f}"
     assert "[red]bird[/red]" in text  # a name is a name, not markup
     assert "Left as before (no known positive in train): untuned." in text
-    assert "AP undefined on test (left out of the mean): no test positive." in text
+    assert "AP undefined on test, left out of the mean: no known positive of no test positive." in text
     assert numbers(printed) == numbers(text)
 
 
@@ -312,7 +329,7 @@ def test_of_very_many_categories_the_largest_changes_are_shown(written):
 
 def test_colour_marks_only_changes_whose_interval_excludes_zero():
     for value, low, high, style in ((0.1, 0.05, 0.2, "green"), (-0.1, -0.2, -0.05, "red"), (0.1, -0.1, 0.2, "")):
-        assert tables._difference(value, low, high).style == style
+        assert printing.change({"value": value, "low": low, "high": high}).style == style
 
 
 def test_the_figures_are_written_and_not_blank(written):

@@ -18,6 +18,7 @@ from cftjax import backbones, cli, evaluate, predict, runs
 from cftjax.backbones import resnet
 from cftjax.data.digits import DigitsData
 from cftjax.runtime import storage
+from cftjax.types import STAGES
 
 DATA = DigitsData(num_train=64, num_validation=48, num_test=48)
 FOLDERS = sorted((Path(__file__).parent / "data").glob("run-format-*"))
@@ -51,7 +52,7 @@ def test_everything_in_an_old_run_is_read_and_fits_together(folder):
     assert run.splits == ("train", "validation", "test")
     assert set(runs.LIBRARIES) < set(run.config["versions"])
     test = run.embeddings("test")
-    logits = {stage: np.asarray(run.heads(stage)(test.z)) for stage in runs.HEADS}
+    logits = {stage: np.asarray(run.heads(stage)(test.z)) for stage in STAGES}
     reported = storage.read_json(folder / "report" / "metrics.json")["test"]
     for stage, own in logits.items():
         ap = cftjax.metrics.average_precision(own, test.labels, where=test.known)

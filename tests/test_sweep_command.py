@@ -13,7 +13,7 @@ from cftjax import sweep
 from cftjax.config import LabelsConfig
 from cftjax.default import get_config
 from cftjax.report import sweep_table
-from cftjax.report.sweep_scores import Measured, Scores
+from cftjax.report.sweep_scores import RunScores, SweepScores
 from cftjax.stages import backbone
 
 OPTIONS = {
@@ -101,7 +101,7 @@ def measured(before, after=None, seed=0):
     scores = {"backbone": before} | ({} if after is None else {"ga": 0.1, "polish": 0.1, "final": after})
     rng = np.random.default_rng(seed)
     samples = {stage: score + 0.01 * rng.normal(size=50) for stage, score in scores.items()}
-    return Measured(scores, samples, 96, "images")
+    return RunScores(scores, samples, 96, "images")
 
 
 def test_every_mode_proportion_and_seed_has_a_run_of_its_own_and_its_place_in_the_table(tmp_path, monkeypatch):
@@ -180,7 +180,7 @@ def test_the_folder_of_a_single_run_is_refused(tmp_path, monkeypatch):
 def scores(**changes):
     """Two seeds at two proportions, the last run undefined after CFT."""
     pairs = [[(0.5, 0.6), (0.6, 0.8)], [(0.7, 0.8), (0.8, np.nan)]]
-    found = Scores(
+    found = SweepScores(
         {"assume_negative": [[measured(*pair, seed=i) for i, pair in enumerate(runs)] for runs in pairs]},
         tuned=("assume_negative",),
         order="polish_search",
@@ -217,7 +217,7 @@ def test_several_seeds_give_mean_and_sample_deviation_and_undefined_scores_stay_
 def test_a_gain_is_of_the_mean_over_seeds_and_its_interval_of_the_paired_resamples():
     found = scores()
     (gain, _) = found.gains
-    first, second = (runs[0] for runs in found.found["assume_negative"])
+    first, second = (runs[0] for runs in found.runs["assume_negative"])
     paired = [run.samples["final"] - run.samples["backbone"] for run in (first, second)]
     low, high = np.quantile(np.mean(paired, axis=0), [0.025, 0.975])
     np.testing.assert_allclose(gain.interval.value, 0.1)

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import math
-import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -16,16 +13,16 @@ from rich.console import Console
 
 from cftjax import decisions, figures
 from cftjax.config import Metric
-from cftjax.evaluation import ensemble, files
+from cftjax.evaluation import ensemble, files, tables
 from cftjax.evaluation import models as members
-from cftjax.evaluation import tables as evaluation_tables
 from cftjax.evaluation.ensemble import Weights
 from cftjax.figures import evaluation as drawing
-from cftjax.report import tables
-from cftjax.report.tables import MEAN
+from cftjax.metrics import MEAN
+from cftjax.report import printing
+from cftjax.report.printing import defined
 from cftjax.runtime import storage
 from cftjax.scores import measure
-from cftjax.scores.measure import Measured
+from cftjax.scores.measure import Asked, Measured
 from cftjax.scores.predictions import Predictions, Truth
 
 Combining = Literal["mean", "rank", "weighted", "greedy", "none"]
@@ -158,7 +155,7 @@ def _on_validation(validation: Validation, whole: Predictions, weights: Weights,
     truth, models = validation
     even = ensemble.combined(models, ensemble.equal(np.stack([model.given for model in models])), of_ranks=False)
     compared = [*models, dataclasses.replace(even, name="equal weights"), dataclasses.replace(whole, name="fitted")]
-    found = measure.measure(truth, compared, resamples=0)
+    found = measure.measure(truth, compared, Asked(resamples=0, decisions=False))
     return {
         "source": truth.source,
         "metric": metric,
@@ -168,15 +165,6 @@ def _on_validation(validation: Validation, whole: Predictions, weights: Weights,
         ],
         "unfitted": weights.unfitted,
     }
-
-
-def defined(x: Any) -> Any:
-    """Numbers as JSON can hold them: lists, and None for NaN."""
-    if isinstance(x, np.ndarray):
-        return [defined(value) for value in x.tolist()]
-    if isinstance(x, Mapping):
-        return {key: defined(value) for key, value in x.items()}
-    return None if isinstance(x, float) and not math.isfinite(x) else x
 
 
 def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
@@ -258,21 +246,12 @@ def report(
         What metrics.json holds.
     """
     drawn = [] if folder is None else drawing.curves_drawn(*measure.known_counts(models.truth).tolist())
-    measured = measure.measure(
-        models.truth, models.each, resamples=resamples, seed=seed, drawn=drawn, progress=progress
-    )
+    measured = measure.measure(models.truth, models.each, Asked(resamples, seed, drawn=drawn), progress)
     out = to_dict(models, measured, metric=metric, resamples=resamples, seed=seed)
-    plain = Console(file=io.StringIO(), width=tables.FULL_WIDTH, color_system=None, record=True)
-    console = console or Console(width=None if sys.stdout.isatty() else tables.FULL_WIDTH)
-    for target in (plain, console):
-        for table in evaluation_tables.tables_of(out, width=target.width):
-            target.print(table)
-        for note in evaluation_tables.notes(out):
-            target.print(note, markup=False, highlight=False, emoji=False)
+    text = printing.printed(lambda width: tables.tables_of(out, width=width), tables.notes(out), console)
     if folder is not None:
-        text = re.sub(" +$", "", plain.export_text(), flags=re.MULTILINE)
         storage.write_bytes(folder / "table.txt", text.encode())
-        storage.write_bytes(folder / "table.csv", evaluation_tables.to_csv(out).encode())
+        storage.write_bytes(folder / "table.csv", tables.to_csv(out).encode())
         storage.write_json(folder / "metrics.json", out)
         draw(folder, models, measured, out, metric)
     return out

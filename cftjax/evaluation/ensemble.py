@@ -15,7 +15,8 @@ from scipy import stats
 
 from cftjax import metrics
 from cftjax.config import Metric
-from cftjax.scores.predictions import Block, Predictions, Truth, category_groups
+from cftjax.scores.logits import category_groups
+from cftjax.scores.predictions import Block, Predictions, Truth
 
 Combine = Literal["mean", "rank", "weighted", "greedy"]
 NAME = "ensemble"

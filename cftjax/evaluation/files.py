@@ -22,8 +22,10 @@ from cftjax.data import meaning
 from cftjax.data.reading import sheets
 from cftjax.data.reading.problems import Problems, require
 from cftjax.data.reading.sheets import Sheet
+from cftjax.evaluation.studies import Aggregate, aggregated, studies
 from cftjax.runtime import storage
-from cftjax.scores.predictions import Aggregate, Block, Predictions, Truth, aggregated, category_groups, studies
+from cftjax.scores.logits import category_groups
+from cftjax.scores.predictions import Block, Predictions, Truth
 from cftjax.text import few, shown
 
 # Columns that may name the rows, in this order; upper or lower case is the same.

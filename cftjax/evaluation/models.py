@@ -14,11 +14,14 @@ from cftjax import decisions
 from cftjax.data import meaning
 from cftjax.data.reading.sheets import Sheet
 from cftjax.evaluation import files as prediction_files
+from cftjax.evaluation import studies
 from cftjax.evaluation.ensemble import NAME
 from cftjax.evaluation.files import Rows
+from cftjax.evaluation.studies import Aggregate
 from cftjax.runs import Run
 from cftjax.scores import predictions
-from cftjax.scores.predictions import Aggregate, Predictions, Truth, category_groups
+from cftjax.scores.logits import category_groups
+from cftjax.scores.predictions import Predictions, Truth
 from cftjax.text import few
 from cftjax.types import SPLITS
 
@@ -96,12 +99,12 @@ def of_runs(runs: Sequence[Run], names: Sequence[str], split: str, reading: Read
     assert first is not None
     truth = first
     if reading.group is not None:
-        groups = predictions.studies(truth.names, reading.group, str(runs[0].folder))[1]
+        groups = studies.studies(truth.names, reading.group, str(runs[0].folder))[1]
         truth = dataclasses.replace(truth, groups=groups)
     if reading.aggregate is not None:
-        units, index = predictions.studies(truth.names, reading.study, str(runs[0].folder))
-        truth = predictions.truth_of_studies(truth, units, index)
-        models = [predictions.predictions_of_studies(m, index, len(units), reading.aggregate) for m in models]
+        units, index = studies.studies(truth.names, reading.study, str(runs[0].folder))
+        truth = studies.truth_of_studies(truth, units, index)
+        models = [studies.predictions_of_studies(m, index, len(units), reading.aggregate) for m in models]
     return truth, models
 
 
@@ -167,8 +170,8 @@ def _truth(file: Path, sheet: Sheet, key: str, others: Sequence[tuple[Path, Shee
         if not reading.categories:
             truth = dataclasses.replace(truth, notes=(*truth.notes, note if note.endswith("?") else note + "."))
     if reading.aggregate is not None:
-        units, index = predictions.studies(truth.names, reading.study, str(file))
-        truth = predictions.truth_of_studies(truth, units, index)
+        units, index = studies.studies(truth.names, reading.study, str(file))
+        truth = studies.truth_of_studies(truth, units, index)
     return truth
 
 

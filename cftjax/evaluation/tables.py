@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from cftjax.evaluation.ensemble import NAME
-from cftjax.report.tables import FULL_WIDTH, MEAN, MOST_ROWS, UNDEFINED
+from cftjax.metrics import MEAN
+from cftjax.report import printing
+from cftjax.report.printing import FULL_WIDTH, MOST_ROWS, UNDEFINED, begun, change, percent
 from cftjax.scores.measure import OVERALL, PER_CATEGORY
 from cftjax.text import few
 
 SCORE_WIDTH = 22  # of a score with its interval
 MEMBER_WIDTH = 9
 TITLES = {"micro_AP": "micro AP"}
-
-
-def percent(value: float | None) -> str:
-    """Two decimals, or a dash where undefined."""
-    return UNDEFINED if value is None else f"{100 * value:.2f}"
 
 
 def with_interval(found: Mapping[str, Any]) -> str:
@@ -33,25 +27,9 @@ def with_interval(found: Mapping[str, Any]) -> str:
     return f"{percent(found['value'])} [{100 * found['low']:.1f}, {100 * found['high']:.1f}]"
 
 
-def change(found: Mapping[str, Any]) -> Text:
-    """A difference in points with its interval; coloured only where the interval excludes 0."""
-    if found["value"] is None:
-        return Text(UNDEFINED)
-    low, high = found["low"], found["high"]
-    if low is None:
-        return Text(f"{100 * found['value']:+.2f}")
-    style = "green" if low > 0 else "red" if high < 0 else ""
-    return Text(f"{100 * found['value']:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]", style)
-
-
 def p_value(p: float | None) -> str:
     """Three decimals; the smallest that so many resamples can give is no 0."""
     return UNDEFINED if p is None else f"{p:.3f}" if p >= 0.0015 else f"{p:.1g}"
-
-
-def begun(title: str) -> Table:
-    """A table in the style of all of them."""
-    return Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0), expand=False)
 
 
 def one_of(values: Mapping[str, list[Any]], place: int) -> dict[str, Any]:
@@ -61,11 +39,7 @@ def one_of(values: Mapping[str, list[Any]], place: int) -> dict[str, Any]:
 
 def rows_shown(out: Mapping[str, Any], most: int) -> list[int]:
     """All categories, or of too many the lowest and highest by the last model, in their order."""
-    each = out["models"][-1]["each"][out["metric"]]
-    if len(each) <= most:
-        return list(range(len(each)))
-    ranked = sorted((i for i, value in enumerate(each) if value is not None), key=lambda i: each[i])
-    return sorted({*ranked[: most // 2], *ranked[len(ranked) - most // 2 :]})
+    return printing.extremes(out["models"][-1]["each"][out["metric"]], most)
 
 
 def tables_of(out: Mapping[str, Any], *, width: int = FULL_WIDTH, most_rows: int = MOST_ROWS) -> list[Table]:
@@ -286,7 +260,7 @@ def undefined(out: Mapping[str, Any]) -> list[str]:
         lines.append(f"No known positive, so that AP, AUROC, recall and F1 are undefined: {few(without)}.")
     only = [name for name, p, n in zip(names, positive, negative, strict=True) if p and n == 0]
     if only:
-        lines.append(f"No known negative, so that AUROC is undefined: {few(only)}.")
+        lines.append(f"No known negative, so that AP and AUROC are undefined: {few(only)}.")
     for model in out["models"]:
         silent = [
             name
@@ -302,8 +276,6 @@ def undefined(out: Mapping[str, Any]) -> list[str]:
 
 def to_csv(out: Mapping[str, Any]) -> str:
     """A row per model and category and, last, its overall scores; in [0, 1] at full precision, undefined ones empty."""
-    file = io.StringIO(newline="")
-    writer = csv.writer(file, lineterminator="\n")
     ends = ("low", "high", "resamples")
     header = ["model", "category", "known_positive", "known_negative"]
     for metric in MEAN:
@@ -311,19 +283,19 @@ def to_csv(out: Mapping[str, Any]) -> str:
     rest = [name for name in PER_CATEGORY if name not in MEAN]
     pooled = [name for name in OVERALL if name not in (*MEAN.values(), "ECE")]
     whole = out["ensemble"]
-    writer.writerow([*header, "threshold", *rest, "weight", *pooled])
+    lines: list[list[Any]] = [[*header, "threshold", *rest, "weight", *pooled]]
     for model in out["models"]:
         for i, category in enumerate(out["categories"]):
-            row: list[Any] = [model["name"], category, out["known"]["positive"][i], out["known"]["negative"][i]]
+            row = [model["name"], category, out["known"]["positive"][i], out["known"]["negative"][i]]
             for metric in MEAN:
                 row += [model["intervals"][metric][key][i] for key in ("value", *ends)]
             weight = whole["weights"].get(model["name"]) if whole else None
             row += [model["each"]["threshold"][i], *(model["each"][name][i] for name in rest)]
-            writer.writerow([*row, weight[i] if weight else None, *[None] * len(pooled)])
+            lines.append([*row, weight[i] if weight else None, *[None] * len(pooled)])
         row = [model["name"], "mean", sum(out["known"]["positive"]), sum(out["known"]["negative"])]
         for mean in MEAN.values():
             row += [model["intervals"][mean][key] for key in ("value", *ends)]
         means = {"precision": "CP", "recall": "CR", "F1": "mF1", "ECE": "ECE"}
         row += [None, *(model["overall"][means[name]] for name in rest), None]
-        writer.writerow([*row, *(model["overall"][name] for name in pooled)])
-    return file.getvalue()
+        lines.append([*row, *(model["overall"][name] for name in pooled)])
+    return printing.to_csv(lines)

@@ -117,8 +117,6 @@ def precision_recall_and_roc(
         right.plot([0, 100], [0, 100], color=GREY, linewidth=0.8, linestyle="--")
         for model, curve in models.items():
             colour, _, line = style(names.index(model), len(names))
-            if np.isnan(curve).all(axis=1).any():
-                continue
             recall, precision, false = 100 * curve
             thick = 1.8 if model == names[-1] else 1.1
             left.step(np.r_[0, recall], np.r_[precision[0], precision], color=colour, linestyle=line, linewidth=thick)

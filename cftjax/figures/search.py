@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from cftjax.figures.style import BLUE, GREY, STEPS, only_text, quiet, short, signed
-from cftjax.report.tables import MEAN
+from cftjax.metrics import MEAN, Metric
 
 MOST_SMALL_MULTIPLES = 20
 
@@ -21,7 +21,7 @@ def search_history(
     generation: Shaped[np.ndarray, " g"],
     score: Float[np.ndarray, "g c"],
     *,
-    metric: str,
+    metric: Metric,
 ) -> Figure:
     """The best validation score so far, its mean on the left and every tuned category's gain on the right.
 
@@ -59,7 +59,7 @@ def search_history(
 
 
 def _mean_history(
-    ax: Axes, generation: Shaped[np.ndarray, " g"], mean: Float[np.ndarray, " g"], metric: str, tuned: int
+    ax: Axes, generation: Shaped[np.ndarray, " g"], mean: Float[np.ndarray, " g"], metric: Metric, tuned: int
 ) -> None:
     ax.plot(generation, mean, color=BLUE, linewidth=2.4)
     for index, where, align in ((0, (5, -6), "left"), (-1, (-4, 5), "right")):

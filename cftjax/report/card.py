@@ -16,8 +16,9 @@ import numpy as np
 from cftjax import decisions, runs
 from cftjax.config import Config, LabelsConfig
 from cftjax.data import meaning
+from cftjax.metrics import MEAN
 from cftjax.report import tables
-from cftjax.report.tables import MEAN
+from cftjax.report.printing import MOST_ROWS, UNDEFINED, percent, points
 from cftjax.runs import Run
 from cftjax.runtime import storage
 from cftjax.text import few
@@ -208,14 +209,10 @@ def _labels(run: Run) -> Iterator[str]:
         yield f"A -1 in the file was read as {answer}."
 
 
-def _percent(value: float | None, form: str = ".2f") -> str:
-    return tables.UNDEFINED if value is None else f"{100 * value:{form}}"
-
-
 def _change(difference: Mapping[str, Any]) -> str:
     value, low, high = (difference[key] for key in ("value", "low", "high"))
-    interval = tables.UNDEFINED if low is None or high is None else f"{_percent(low, '+.2f')}, {_percent(high, '+.2f')}"
-    return f"{_percent(value, '+.2f')} | {interval}"
+    ends = [UNDEFINED] if low is None or high is None else [points(low), points(high)]
+    return f"{points(value)} | {', '.join(ends)}"
 
 
 def _scores(metrics: Mapping[str, Any]) -> Iterator[str]:
@@ -231,10 +228,10 @@ def _scores(metrics: Mapping[str, Any]) -> Iterator[str]:
     yield "| | before | after | change | 95 % interval |"
     yield "|---|---:|---:|---:|---:|"
     for mean in MEAN.values():
-        yield f"| {mean} | {_percent(before[mean])} | {_percent(after[mean])} | {_change(difference[mean])} |"
+        yield f"| {mean} | {percent(before[mean])} | {percent(after[mean])} | {_change(difference[mean])} |"
     yield ""
     names = metrics["categories"]
-    if len(names) > tables.MOST_ROWS:
+    if len(names) > MOST_ROWS:
         yield f"`report/table.csv` has all {len(names):,} categories."
         return
     yield f"| category | {metric} before | after | change | 95 % interval | head kept |"
@@ -242,7 +239,7 @@ def _scores(metrics: Mapping[str, Any]) -> Iterator[str]:
     for c, name in enumerate(names):
         own = {key: difference[metric][key][c] for key in ("value", "low", "high")}
         yield (
-            f"| {_cell(name)} | {_percent(before[metric][c])} | {_percent(after[metric][c])} | {_change(own)} | "
+            f"| {_cell(name)} | {percent(before[metric][c])} | {percent(after[metric][c])} | {_change(own)} | "
             f"{metrics['chosen'][c]} |"
         )
 
@@ -256,7 +253,7 @@ def _cross_validated(run: Run) -> Iterator[str]:
     for name, scores in chosen["scores"].items():
         defined = [score for score in scores if score is not None]
         metric = run.config["settings"]["choose"]["metric"]
-        yield f"- {name}: {MEAN[metric]} {_percent(float(np.mean(defined)) if defined else None)}"
+        yield f"- {name}: {MEAN[metric]} {percent(float(np.mean(defined)) if defined else None)}"
 
 
 def _cell(value: str) -> str:
@@ -275,7 +272,7 @@ def _decisions(run: Run) -> Iterator[str]:
     )
     if found.fitted_on.note:
         yield f"Beware: {found.fitted_on.note}."
-    if len(found.categories) > tables.MOST_ROWS:
+    if len(found.categories) > MOST_ROWS:
         yield f"`decisions/{runs.DECISIONS}` has all of them."
         return
     yield ""

@@ -1,11 +1,8 @@
-"""What a sweep has found: scores of every run, what CFT gains with intervals, as CSV and JSON."""
+"""What a sweep has come to: scores of every run, what CFT gains with intervals, as CSV and JSON."""
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,9 +10,13 @@ import numpy as np
 from jaxtyping import Float
 
 from cftjax.config import ORDERS, Metric
-from cftjax.report import tables
-from cftjax.scores import bootstrap
+from cftjax.metrics import MEAN
+from cftjax.report import printing, tables
+from cftjax.report.printing import defined
+from cftjax.runs import Run
+from cftjax.scores import bootstrap, measure, predictions
 from cftjax.scores.bootstrap import Interval
+from cftjax.scores.measure import Asked
 
 
 class Mode(NamedTuple):
@@ -37,10 +38,12 @@ MODES = {
     "curriculum": Mode("Curriculum", "curriculum"),
 }
 FINAL = "CFT final"
+# The same resamples for all runs, so that any two of them can be compared.
+BOOTSTRAP_SEED = 0
 
 
 @dataclasses.dataclass(frozen=True)
-class Measured:
+class RunScores:
     """One run on one split.
 
     Attributes:
@@ -73,11 +76,11 @@ class Gain(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Scores:
-    """What a sweep has found.
+class SweepScores:
+    """What a sweep has come to.
 
     Attributes:
-        found: mode -> seed by seed, proportion by proportion.
+        runs: mode -> seed by seed, proportion by proportion.
         tuned: modes that CFT was put on top of.
         order: of the stages of CFT.
         proportions: of the columns.
@@ -89,7 +92,7 @@ class Scores:
         unit: what a resample draws, "images" or "groups".
     """
 
-    found: Mapping[str, Sequence[Sequence[Measured]]]
+    runs: Mapping[str, Sequence[Sequence[RunScores]]]
     tuned: Sequence[str]
     order: str
     proportions: tuple[float, ...]
@@ -103,100 +106,112 @@ class Scores:
     @property
     def rows(self) -> dict[str, tuple[str, str]]:
         """Name of each row -> mode and stage of the heads, in the order of the table."""
-        rows = {MODES[mode].title: (mode, "backbone") for mode in self.found}
+        rows = {MODES[mode].title: (mode, "backbone") for mode in self.runs}
         if "assume_negative" in self.tuned:
             first, second = (tables.TITLES[stage] for stage in ORDERS[self.order])
             stages = (*ORDERS[self.order], "final")
             for name, stage in zip((f"CFT {first}", f"CFT {first}, then {second}", FINAL), stages, strict=True):
                 rows[name] = ("assume_negative", stage)
-        others = [mode for mode in self.found if mode in self.tuned and mode != "assume_negative"]
+        others = [mode for mode in self.runs if mode in self.tuned and mode != "assume_negative"]
         return rows | {f"CFT on {MODES[mode].title}": (mode, "final") for mode in others}
 
     @property
     def methods(self) -> dict[str, Float[np.ndarray, "s p"]]:
         """Name of each row -> mean score of each seed and proportion in [0, 1]; NaN where undefined."""
         return {
-            name: np.array([[one.scores[stage] for one in runs] for runs in self.found[mode]])
+            name: np.array([[run.scores[stage] for run in runs] for runs in self.runs[mode]])
             for name, (mode, stage) in self.rows.items()
         }
 
     @property
     def columns(self) -> dict[str, dict[str, tuple[float, float]]]:
         """Name of each row -> column, a proportion's or `mean` -> mean and standard deviation over the seeds."""
-        found = {}
+        columns = {}
         for name, values in self.methods.items():
             every = np.concatenate([values, values.mean(axis=1, keepdims=True)], axis=1)
             spread = every.std(axis=0, ddof=1) if len(every) > 1 else np.full(every.shape[1], np.nan)
             titles = [*(f"{p:g}" for p in self.proportions), "mean"]
-            found[name] = dict(zip(titles, zip(every.mean(axis=0).tolist(), spread.tolist(), strict=True), strict=True))
-        return found
+            columns[name] = dict(
+                zip(titles, zip(every.mean(axis=0).tolist(), spread.tolist(), strict=True), strict=True)
+            )
+        return columns
 
     @property
     def gains(self) -> list[Gain]:
         """Every row after CFT over its own backbone, and over that of Ignore mode."""
         rows, ignore = self.rows, MODES["ignore"].title
-        found = []
+        gains = []
         for name, (mode, stage) in rows.items():
             if stage != "final":
                 continue
             own = MODES[mode].title
             for over in (own, ignore) if ignore in rows and own != ignore else (own,):
                 for place, proportion in enumerate(self.proportions):
-                    found.append(Gain(name, over, proportion, self.gain(rows[name], rows[over], place)))
-        return found
+                    gains.append(Gain(name, over, proportion, self.gain(rows[name], rows[over], place)))
+        return gains
 
-    def gain(self, one: tuple[str, str], other: tuple[str, str], place: int) -> Interval:
+    def gain(self, row: tuple[str, str], over: tuple[str, str], place: int) -> Interval:
         """The mean over seeds of what one row exceeds another by, at the proportion of this place."""
 
-        def over_seeds(row: tuple[str, str]) -> tuple[float, Float[np.ndarray, " r"]]:
-            mode, stage = row
-            runs = [runs[place] for runs in self.found[mode]]
-            score = float(np.mean([run.scores[stage] for run in runs]))
-            return score, np.mean([run.samples[stage] for run in runs], axis=0)
+        def over_seeds(of: tuple[str, str]) -> tuple[float, Float[np.ndarray, " r"]]:
+            mode, stage = of
+            of_seeds = [runs[place] for runs in self.runs[mode]]
+            score = float(np.mean([run.scores[stage] for run in of_seeds]))
+            return score, np.mean([run.samples[stage] for run in of_seeds], axis=0)
 
-        (score, samples), (other_score, other_samples) = over_seeds(one), over_seeds(other)
+        (score, samples), (other_score, other_samples) = over_seeds(row), over_seeds(over)
         return bootstrap.interval(score - other_score, samples - other_samples)
 
 
-def to_csv(scores: Scores) -> str:
+def of_run(run: Run, split: str, metric: Metric, stages: Sequence[str], resamples: int) -> RunScores:
+    """What a run's heads score on a split, and the same under resampling.
+
+    Args:
+        run: with embeddings of the split.
+        split: that is scored.
+        metric: of `metrics.METRICS`.
+        stages: of the heads.
+        resamples: of the bootstrap, over images, or patients where the images have groups.
+    """
+    embeddings = run.embeddings(split)
+    truth = predictions.of_embeddings(embeddings, run.categories, split)
+    models = predictions.of_heads(embeddings, {stage: run.heads(stage) for stage in stages})
+    measured = measure.measure(truth, models, Asked(resamples, BOOTSTRAP_SEED, decisions=False))
+    return RunScores(
+        {scores.name: scores.overall[MEAN[metric]] for scores in measured.scores},
+        {stage: measure.means(measured.resampled[metric][place]) for place, stage in enumerate(stages)},
+        len(truth),
+        measured.drawn,
+    )
+
+
+def to_csv(scores: SweepScores) -> str:
     """The table at full precision, scores in [0, 1], undefined ones empty; with several seeds their deviations too."""
-    file = io.StringIO(newline="")
-    writer = csv.writer(file, lineterminator="\n")
     several = len(scores.seeds) > 1
     titles = [*(f"{proportion:g}" for proportion in scores.proportions), "mean"]
-    writer.writerow(["method", *titles, *(f"{title}_std" for title in titles if several)])
+    rows: list[list[Any]] = [["method", *titles, *(f"{title}_std" for title in titles if several)]]
     for name, columns in scores.columns.items():
         means, spreads = zip(*columns.values(), strict=True)
-        cells = [*means, *(spreads if several else ())]
-        writer.writerow([name, *("" if math.isnan(cell) else cell for cell in cells)])
-    return file.getvalue()
+        rows.append([name, *map(defined, [*means, *(spreads if several else ())])])
+    return printing.to_csv(rows)
 
 
-def gains_to_csv(scores: Scores) -> str:
+def gains_to_csv(scores: SweepScores) -> str:
     """Every comparison at full precision, in [-1, 1]; undefined ones empty."""
-    file = io.StringIO(newline="")
-    titles = ["method", "over", "known_proportion", "value", "low", "high", "resamples"]
-    writer = csv.DictWriter(file, titles, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(_gain_record(gain) for gain in scores.gains)
-    return file.getvalue()
+    titles = ("method", "over", "known_proportion", "value", "low", "high", "resamples")
+    return printing.to_csv([titles, *([_gain_record(gain)[title] for title in titles] for gain in scores.gains)])
 
 
 def _gain_record(gain: Gain) -> dict[str, Any]:
-    ends = {name: _defined(getattr(gain.interval, name)) for name in ("value", "low", "high")}
     named = {"method": gain.name, "over": gain.over, "known_proportion": gain.proportion}
-    return {**named, **ends, "resamples": gain.interval.resamples}
+    return named | defined(dataclasses.asdict(gain.interval))
 
 
-def _defined(value: float) -> float | None:
-    return None if math.isnan(value) else value
-
-
-def to_json(scores: Scores) -> dict[str, Any]:
+def to_json(scores: SweepScores) -> dict[str, Any]:
     """Every seed's scores in [0, 1], their means and deviations, and the gains; null where undefined."""
     methods, columns = scores.methods, scores.columns
     return {
-        "metric": tables.MEAN[scores.metric],
+        "metric": MEAN[scores.metric],
         "split": scores.split,
         "images": scores.num_images,
         "categories": scores.num_categories,
@@ -206,9 +221,9 @@ def to_json(scores: Scores) -> dict[str, Any]:
             name: {
                 "unknown": mode,
                 "stage": stage,
-                "scores": [[_defined(value) for value in row] for row in methods[name].tolist()],
+                "scores": [[defined(value) for value in row] for row in methods[name].tolist()],
                 "columns": {
-                    title: {"mean": _defined(mean), "std": _defined(spread)}
+                    title: {"mean": defined(mean), "std": defined(spread)}
                     for title, (mean, spread) in columns[name].items()
                 },
             }

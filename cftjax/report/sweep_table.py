@@ -1,4 +1,4 @@
-"""What a sweep has found, as a person reads it: two tables and a picture.
+"""What a sweep has come to, as a person reads it: two tables and a picture.
 
 The first table has scores: every mode before CFT, Negative mode after each stage of CFT, every other one after all of
 it. The second has what CFT gains over the backbone it started from, and over Ignore mode, with bootstrap intervals.
@@ -8,24 +8,22 @@ from __future__ import annotations
 
 import io
 import math
-import re
-import sys
 from pathlib import Path
 
 from matplotlib.figure import Figure
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from cftjax import figures
 from cftjax.config import LabelsConfig
-from cftjax.report import sweep_scores, tables
-from cftjax.report.sweep_scores import FINAL, MODES, Scores
+from cftjax.metrics import MEAN
+from cftjax.report import printing, sweep_scores
+from cftjax.report.sweep_scores import FINAL, MODES, SweepScores
 from cftjax.runtime import storage
 from cftjax.scores.bootstrap import Interval
 
 
-def write(folder: Path, scores: Scores, labels: LabelsConfig, console: Console | None = None) -> None:
+def write(folder: Path, scores: SweepScores, labels: LabelsConfig, console: Console | None = None) -> None:
     """Print the tables, and write table.txt, table.csv, gains.csv, table.json and table.png.
 
     Args:
@@ -34,15 +32,9 @@ def write(folder: Path, scores: Scores, labels: LabelsConfig, console: Console |
         labels: how labels were hidden, for the note.
         console: where the tables are printed; None is the terminal.
     """
-    plain = Console(file=io.StringIO(), width=tables.FULL_WIDTH, color_system=None, record=True)
-    console = console or Console(width=None if sys.stdout.isatty() else tables.FULL_WIDTH)
-    for target in (plain, console):
-        target.print(table(scores))
-        if scores.gains:
-            target.print(gains_table(scores))
-        for note in notes(scores, labels):
-            target.print(note, markup=False, highlight=False)
-    storage.write_bytes(folder / "table.txt", re.sub(" +$", "", plain.export_text(), flags=re.MULTILINE).encode())
+    shown = [table(scores), *([gains_table(scores)] if scores.gains else [])]
+    text = printing.printed(lambda _: shown, notes(scores, labels), console)
+    storage.write_bytes(folder / "table.txt", text.encode())
     storage.write_bytes(folder / "table.csv", sweep_scores.to_csv(scores).encode())
     storage.write_bytes(folder / "gains.csv", sweep_scores.gains_to_csv(scores).encode())
     storage.write_json(folder / "table.json", sweep_scores.to_json(scores))
@@ -51,10 +43,10 @@ def write(folder: Path, scores: Scores, labels: LabelsConfig, console: Console |
     storage.write_bytes(folder / "table.png", picture.getvalue())
 
 
-def figure(scores: Scores) -> Figure:
+def figure(scores: SweepScores) -> Figure:
     """Lines over proportions; of more than two modes, what CFT makes of each, a panel for each proportion."""
-    mean, rows = tables.MEAN[scores.metric], scores.rows
-    if len(scores.found) <= 2:
+    mean, rows = MEAN[scores.metric], scores.rows
+    if len(scores.runs) <= 2:
         return figures.over_proportions(
             scores.proportions,
             scores.methods,
@@ -74,19 +66,19 @@ def figure(scores: Scores) -> Figure:
     )
 
 
-def table(scores: Scores) -> Table:
+def table(scores: SweepScores) -> Table:
     """A row per mode and stage; columns of known proportions and their mean, in %."""
-    title = f"{tables.MEAN[scores.metric]} in % on {scores.split}, by the share of training labels known"
+    title = f"{MEAN[scores.metric]} in % on {scores.split}, by the share of training labels known"
     out = _framed(title, scores)
     out.add_column("mean", justify="right", no_wrap=True, min_width=7)
-    ends = (len(scores.found) - 1, list(scores.rows).index(FINAL) if FINAL in scores.rows else -1)
+    ends = (len(scores.runs) - 1, list(scores.rows).index(FINAL) if FINAL in scores.rows else -1)
     for place, (name, columns) in enumerate(scores.columns.items()):
         style = "bold" if name == FINAL else ""
         out.add_row(name, *(_cell(*column) for column in columns.values()), style=style, end_section=place in ends)
     return out
 
 
-def gains_table(scores: Scores) -> Table:
+def gains_table(scores: SweepScores) -> Table:
     """A row per comparison; columns of known proportions, in points, with 95 % intervals."""
     out = _framed("What CFT gains, in points [95 % interval]", scores)
     rows: dict[str, list[str]] = {}
@@ -97,8 +89,8 @@ def gains_table(scores: Scores) -> Table:
     return out
 
 
-def _framed(title: str, scores: Scores) -> Table:
-    out = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0), expand=False)
+def _framed(title: str, scores: SweepScores) -> Table:
+    out = printing.begun(title)
     out.add_column("method", no_wrap=True)
     for proportion in scores.proportions:
         out.add_column(f"{100 * proportion:g} %", justify="right", no_wrap=True, min_width=7)
@@ -107,19 +99,19 @@ def _framed(title: str, scores: Scores) -> Table:
 
 def _cell(mean: float, spread: float) -> str:
     if math.isnan(mean):
-        return tables.UNDEFINED
+        return printing.UNDEFINED
     return f"{100 * mean:.2f}" if math.isnan(spread) else f"{100 * mean:.2f} ± {100 * spread:.2f}"
 
 
-def _gain_cell(found: Interval) -> str:
-    if math.isnan(found.value):
-        return tables.UNDEFINED
-    return f"{100 * found.value:+.2f} \\[{100 * found.low:+.2f}, {100 * found.high:+.2f}]"
+def _gain_cell(interval: Interval) -> str:
+    if math.isnan(interval.value):
+        return printing.UNDEFINED
+    return f"{100 * interval.value:+.2f} \\[{100 * interval.low:+.2f}, {100 * interval.high:+.2f}]"
 
 
-def notes(scores: Scores, labels: LabelsConfig) -> list[str]:
+def notes(scores: SweepScores, labels: LabelsConfig) -> list[str]:
     """What a reader of the tables must know besides: the split, the seeds, what the rows are."""
-    modes = [f"{MODES[mode].title} ({mode})" for mode in scores.found]
+    modes = [f"{MODES[mode].title} ({mode})" for mode in scores.runs]
     lines = [
         f"Scored on {scores.split}: {scores.num_images:,} images, {scores.num_categories:,} categories. "
         f"Training labels hidden: {labels.hide}, seed {labels.hide_seed}.",

@@ -2,51 +2,24 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from cftjax.metrics import MEAN
+from cftjax.report import printing
+from cftjax.report.printing import FULL_WIDTH, MOST_ROWS, begun, percent
 from cftjax.text import few
+from cftjax.types import STAGES
 
-MEAN = {"AP": "mAP", "AUROC": "mAUC"}
-STAGES = ("backbone", "ga", "polish", "final")
 TITLES = {"backbone": "before", "ga": "search", "polish": "polish", "final": "final"}
-UNDEFINED = "-"
-MOST_ROWS = 120
-FULL_WIDTH = 120
 
 
 def reported_split(metrics: dict[str, Any]) -> str:
     """Test where there is one, else validation."""
     return "test" if "test" in metrics else "validation"
-
-
-def _score(value: float | None) -> str:
-    return UNDEFINED if value is None else f"{100 * value:.2f}"
-
-
-def _difference(value: float | None, low: float | None, high: float | None) -> Text:
-    """A change in points with its interval; coloured only where the interval excludes 0."""
-    if value is None:
-        return Text(UNDEFINED)
-    if low is None or high is None:
-        return Text(f"{100 * value:+.2f} {'[no interval]':>18}")
-    interval = f"[{100 * low:+.2f}, {100 * high:+.2f}]"
-    style = "green" if low > 0 else "red" if high < 0 else ""
-    return Text(f"{100 * value:+.2f} {interval:>18}", style)
-
-
-def _rows_shown(change: Sequence[float | None], most: int) -> list[int]:
-    """All rows, or of too many the largest falls and rises, in the categories' order."""
-    if len(change) <= most:
-        return list(range(len(change)))
-    ranked = sorted((i for i, x in enumerate(change) if x is not None), key=lambda i: change[i] or 0.0)
-    return sorted({*ranked[: most // 2], *ranked[-(most // 2) :]})
 
 
 def table(metrics: dict[str, Any], *, most_rows: int = MOST_ROWS, width: int = FULL_WIDTH) -> Table:
@@ -63,7 +36,7 @@ def table(metrics: dict[str, Any], *, most_rows: int = MOST_ROWS, width: int = F
     title = f"{metric} in % on {split}; change from before to final in points"
     if split == "validation":
         title += "\nno test split: validation was used to choose, so these scores are optimistic"
-    out = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0), expand=False)
+    out = begun(title)
     full = width >= FULL_WIDTH
     stages = STAGES if full else (STAGES[0], STAGES[-1])
     # Only names are cut: what a column of numbers needs, it gets, and the names have the rest.
@@ -77,14 +50,14 @@ def table(metrics: dict[str, Any], *, most_rows: int = MOST_ROWS, width: int = F
     out.add_column("chosen", no_wrap=True, min_width=8, max_width=8, overflow="ellipsis")
     out.add_column("change  [95 % interval]", justify="right", no_wrap=True, min_width=25)
     changes = difference[metric]
-    shown = _rows_shown(changes["value"], most_rows)
+    shown = printing.extremes(changes["value"], most_rows)
     for i in shown:
         out.add_row(
             Text(metrics["categories"][i]),
             *(f"{known[kind][i]:,}" for kind in (("positive", "negative") if full else ("positive",))),
-            *(_score(scores[stage][metric][i]) for stage in stages),
+            *(percent(scores[stage][metric][i]) for stage in stages),
             Text(metrics["chosen"][i]),
-            _difference(*(changes[key][i] for key in ("value", "low", "high"))),
+            _change({key: changes[key][i] for key in changes}),
             end_section=i == shown[-1],
         )
     for name in sorted(MEAN, key=lambda name: name != metric):
@@ -92,12 +65,16 @@ def table(metrics: dict[str, Any], *, most_rows: int = MOST_ROWS, width: int = F
         out.add_row(
             mean,
             *([""] * (2 if full else 1)),
-            *(_score(scores[stage][mean]) for stage in stages),
+            *(percent(scores[stage][mean]) for stage in stages),
             "",
-            _difference(*(difference[mean][key] for key in ("value", "low", "high"))),
+            _change(difference[mean]),
             style="bold",
         )
     return out
+
+
+def _change(interval: Mapping[str, Any]) -> Text:
+    return printing.change(interval, none="[no interval]", width=18)
 
 
 def notes(metrics: dict[str, Any], most_rows: int = MOST_ROWS) -> list[str]:
@@ -110,10 +87,7 @@ def notes(metrics: dict[str, Any], most_rows: int = MOST_ROWS) -> list[str]:
         by_reason.setdefault(reason, []).append(category)
     for reason, names in by_reason.items():
         lines.append(f"Left as before ({reason}): {', '.join(names)}.")
-    final = metrics[split]["final"][metric]
-    undefined = [name for name, value in zip(metrics["categories"], final, strict=True) if value is None]
-    if undefined:
-        lines.append(f"{metric} undefined on {split} (left out of the mean): {', '.join(undefined)}.")
+    lines += _undefined(metrics)
     changes = difference[metric]
     drawn = difference["resamples"]
     drawn_as = "groups, each with all its images" if difference["resampled"] == "groups" else "images"
@@ -136,6 +110,21 @@ def notes(metrics: dict[str, Any], most_rows: int = MOST_ROWS) -> list[str]:
     return lines
 
 
+def _undefined(metrics: dict[str, Any]) -> Iterator[str]:
+    """Which categories have no score, by what they lack."""
+    metric, split = metrics["metric"], reported_split(metrics)
+    known, final = metrics["known"][split], metrics[split]["final"][metric]
+    left = [i for i, value in enumerate(final) if value is None]
+    for kind in ("positive", "negative"):
+        names = [metrics["categories"][i] for i in left if known[kind][i] == 0]
+        left = [i for i in left if known[kind][i] > 0]
+        if names:
+            yield f"{metric} undefined on {split}, left out of the mean: no known {kind} of {', '.join(names)}."
+    if left:  # a logit that is no number
+        names = [metrics["categories"][i] for i in left]
+        yield f"{metric} undefined on {split}, left out of the mean: {', '.join(names)}."
+
+
 def to_csv(metrics: dict[str, Any]) -> str:
     """Every category and, last, the mean; scores in [0, 1] at full precision, undefined ones empty."""
     split = reported_split(metrics)
@@ -145,17 +134,14 @@ def to_csv(metrics: dict[str, Any]) -> str:
     for metric in MEAN:
         header += [f"{metric}_{stage}" for stage in STAGES]
         header += [f"{metric}_difference", *(f"{metric}_difference_{key}" for key in changes[1:])]
-    file = io.StringIO(newline="")
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow([*header, "chosen", "untuned"])
+    lines: list[list[Any]] = [[*header, "chosen", "untuned"]]
     for i, category in enumerate(metrics["categories"]):
-        row: list[Any] = [category, known["positive"][i], known["negative"][i], split]
+        row = [category, known["positive"][i], known["negative"][i], split]
         for metric in MEAN:
             row += [scores[stage][metric][i] for stage in STAGES]
             row += [scores["difference"][metric][key][i] for key in changes]
-        writer.writerow([*row, metrics["chosen"][i], metrics["untuned"].get(category, "")])
+        lines.append([*row, metrics["chosen"][i], metrics["untuned"].get(category, "")])
     row = ["mean", "", "", split]
     for mean in MEAN.values():
         row += [scores[stage][mean] for stage in STAGES] + [scores["difference"][mean][key] for key in changes]
-    writer.writerow([*row, "", ""])
-    return file.getvalue()
+    return printing.to_csv([*lines, [*row, "", ""]])

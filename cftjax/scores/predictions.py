@@ -6,22 +6,18 @@ A model is whatever gives probabilities: a run, a file that another program wrot
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Shaped
 
 from cftjax.decisions import Decisions
-from cftjax.report import write
 from cftjax.runs import Run
-from cftjax.text import few, shown
-from cftjax.types import Array
-
-Aggregate = Literal["max", "mean"]
-# Scores and probabilities of all models for one group of categories, in bytes.
-BLOCK_BYTES = 512 * 2**20
+from cftjax.scores import reliability
+from cftjax.scores.logits import category_groups, logits
+from cftjax.text import few
+from cftjax.types import Array, Embeddings, Heads
 
 
 class Block(NamedTuple):
@@ -89,24 +85,66 @@ class Predictions:
     calibrated: bool = True
 
 
-def category_groups(n: int, c: int, num_models: int) -> Iterator[slice]:
-    """Groups of categories whose predictions by all models fit into `BLOCK_BYTES` together."""
-    size = max(1, BLOCK_BYTES // (16 * max(n, 1) * max(num_models, 1)))
-    return (slice(start, min(start + size, c)) for start in range(0, c, size))
-
-
 def of_run(run: Run, split: str, name: str) -> tuple[Truth, Predictions]:
     """A run's labels of a split, and what its final heads say: probabilities calibrated as the run's decisions are."""
-    embeddings, heads, decisions = run.embeddings(split), run.heads("final"), run.decisions()
+    embeddings, decisions = run.embeddings(split), run.decisions()
+    truth = of_embeddings(embeddings, run.categories, split, run.names(split))
+    (final,) = of_heads(embeddings, {name: run.heads("final")}, {name: decisions})
+    return truth, final
 
-    def block(some: slice) -> Block:
-        logits = write.logits({"final": heads}, embeddings, some)["final"]
-        return Block(logits, columns(decisions, some).probabilities(logits))
 
-    truth = Truth(
-        run.categories, embeddings.labels, embeddings.known, split, run.names(split), embeddings.groups, "images"
-    )
-    return truth, Predictions(name, np.ones(len(run.categories), bool), block, decisions.thresholds)
+def of_embeddings(
+    embeddings: Embeddings, categories: Sequence[str], split: str, names: Sequence[str] | None = None
+) -> Truth:
+    """The labels that embeddings come with."""
+    return Truth(tuple(categories), embeddings.labels, embeddings.known, split, names, embeddings.groups, "images")
+
+
+def of_heads(
+    embeddings: Embeddings, heads: Mapping[str, Heads], decisions: Mapping[str, Decisions] | None = None
+) -> list[Predictions]:
+    """What heads say of the same embeddings, which are read once for all of them.
+
+    Args:
+        embeddings: of n images.
+        heads: name -> heads.
+        decisions: name -> calibration and thresholds; without them probabilities are sigmoids of the logits.
+    """
+    shared, decisions = _SharedLogits(embeddings, heads), decisions or {}
+
+    def block_of(name: str) -> Callable[[slice], Block]:
+        def block(some: slice) -> Block:
+            raw = shared.of(some)[name]
+            if name not in decisions:
+                return Block(raw, reliability.probabilities(raw))
+            return Block(raw, columns(decisions[name], some).probabilities(raw))
+
+        return block
+
+    models = []
+    for name, head in heads.items():
+        c = len(head.bias)
+        thresholds = decisions[name].thresholds if name in decisions else np.full(c, np.nan)
+        models.append(Predictions(name, np.ones(c, bool), block_of(name), thresholds))
+    return models
+
+
+class _SharedLogits:
+    """Logits of several heads: of the group of categories that was asked for last they are kept, for all heads.
+
+    Models are asked for the same group in turn. Reading embeddings takes longer than multiplying them.
+    """
+
+    def __init__(self, embeddings: Embeddings, heads: Mapping[str, Heads]) -> None:
+        self.embeddings, self.heads = embeddings, heads
+        self.last: tuple[slice, dict[str, Float[np.ndarray, "n g"]]] | None = None
+
+    def of(self, some: slice) -> dict[str, Float[np.ndarray, "n g"]]:
+        """Name -> logits of some categories."""
+        if self.last is None or self.last[0] != some:
+            self.last = None  # before the next are made, for both may not fit
+            self.last = some, logits(self.heads, self.embeddings, some)
+        return self.last[1]
 
 
 def columns(decisions: Decisions, some: slice) -> Decisions:
@@ -141,94 +179,3 @@ def check_same(first: Truth, second: Truth, names: tuple[str, str]) -> None:
                 row, column = np.argwhere(a != b)[0]
                 category = first.categories[some.start + column]
                 raise ValueError(f"{pair} have other {what} in {first.source}: first row {row}, {category}; {mend}")
-
-
-def studies(
-    names: Sequence[str] | None, pattern: re.Pattern[str], source: str
-) -> tuple[tuple[str, ...], Int[np.ndarray, " n"]]:
-    """Which study each row belongs to: what the pattern finds in its name, or its first group.
-
-    Returns:
-        Studies in the order in which they first occur, and [n] the place among them of each row.
-
-    Raises:
-        ValueError: where rows have no names, or the pattern finds nothing in one.
-    """
-    if names is None:
-        raise ValueError(
-            f"{source} does not say which image is which, since its embeddings were made before names were kept with "
-            "them: delete its folder embeddings and run the training command again"
-        )
-    found: dict[str, int] = {}
-    index = np.empty(len(names), np.int64)
-    for row, name in enumerate(names):
-        match = pattern.search(name)
-        if match is None:
-            raise ValueError(
-                f"{source}: row {row + 1} is {shown(name)}, in which {pattern.pattern!r} finds nothing; give --study a "
-                "pattern of the names, '.+' for the whole name"
-            )
-        index[row] = found.setdefault(match.group(1 if pattern.groups else 0), len(found))
-    return tuple(found), index
-
-
-def aggregated(
-    values: Float[np.ndarray, "n g"], index: Int[np.ndarray, " n"], num: int, how: Aggregate
-) -> Float[np.ndarray, "u g"]:
-    """Maximum or mean over the rows of each unit; NaN where a unit has none, or one of them is NaN."""
-    order = np.argsort(index, kind="stable")
-    order = order[index[order] >= 0]
-    present, starts, counts = np.unique(index[order], return_index=True, return_counts=True)
-    out = np.full((num, values.shape[1]), np.nan, np.float64)
-    if len(present):
-        reduce = np.maximum if how == "max" else np.add
-        out[present] = reduce.reduceat(values[order].astype(np.float64), starts, axis=0)
-        if how == "mean":
-            out[present] /= counts[:, None]
-    return out
-
-
-def truth_of_studies(truth: Truth, names: Sequence[str], index: Int[np.ndarray, " n"]) -> Truth:
-    """Labels per study: positive where any of its images is known to be, else negative where any is known to be.
-
-    A finding that one view shows is there in the study. How many labels disagree is noted.
-    """
-    shape = (len(names), len(truth.categories))
-    labels, known = np.zeros(shape, bool), np.zeros(shape, bool)
-    disagreements, first = 0, ""
-    for some in category_groups(len(truth), shape[1], 1):
-        value, told = truth.block(some)
-        negative = np.zeros((shape[0], value.shape[1]), bool)
-        np.logical_or.at(labels[:, some], index, value)
-        np.logical_or.at(negative, index, told & ~value)
-        both = labels[:, some] & negative
-        if both.any() and not first:
-            row, column = np.argwhere(both)[0]
-            first = f"{truth.categories[some.start + column]} of {names[row]}"
-        disagreements += int(both.sum())
-        known[:, some] = labels[:, some] | negative
-    notes = truth.notes
-    if disagreements:
-        notes += (
-            f"Images of one study disagree in {disagreements:,} labels, first in {first}; it counts as positive.",
-        )
-    groups = truth.groups
-    if groups is not None:
-        groups = groups[np.unique(index, return_index=True)[1]]
-    return dataclasses.replace(
-        truth, labels=labels, known=known, names=tuple(names), groups=groups, unit="studies", notes=notes
-    )
-
-
-def predictions_of_studies(
-    predictions: Predictions, index: Int[np.ndarray, " n"], num: int, how: Aggregate
-) -> Predictions:
-    """A model's predictions per study; thresholds stay those of images."""
-
-    def block(some: slice) -> Block:
-        scores, probs = predictions.block(some)
-        merged = aggregated(probs, index, num, how)
-        # The study of the highest logit is that of the highest probability; a mean is one of probabilities.
-        return Block(aggregated(scores, index, num, how) if how == "max" else merged, merged)
-
-    return dataclasses.replace(predictions, block=block)

@@ -14,12 +14,14 @@ from cftjax.config import DecideConfig, TuningConfig
 from cftjax.inference import model
 from cftjax.input.preprocessing import Box
 from cftjax.report import card, write
+from cftjax.report.contents import Results
 from cftjax.report.mistakes import Heatmaps
 from cftjax.report.page import Setting
 from cftjax.runs import Run
 from cftjax.runtime import devices, storage
+from cftjax.scores.logits import category_groups, logits
 from cftjax.text import few
-from cftjax.types import Embeddings, Records
+from cftjax.types import JUDGED_SPLITS, STAGES, Embeddings, Records
 
 
 def hand_back(run: Run) -> None:
@@ -43,10 +45,10 @@ def decide(run: Run, embeddings: Mapping[str, Embeddings], config: DecideConfig,
         split = "validation" if "validation" in embeddings else "train"
         seen, final = embeddings[split], {"final": run.heads("final")}
         groups = []
-        for some in write.category_groups(*seen.labels.shape):
-            logits, names = write.logits(final, seen, some)["final"], run.categories[some]
+        for some in category_groups(*seen.labels.shape):
+            raw, names = logits(final, seen, some)["final"], run.categories[some]
             labels, known = seen.labels[:, some], seen.known[:, some]
-            groups.append(decisions.fit(logits, labels, known, config, categories=names, split=split))
+            groups.append(decisions.fit(raw, labels, known, config, categories=names, split=split))
         fitted = decisions.joined(groups)
         decisions.write(stage.folder / runs.DECISIONS, fitted)
         if fitted.fitted_on.note:
@@ -79,7 +81,7 @@ def report(
     Returns:
         The content of report/metrics.json; empty where neither validation nor test is there to report on.
     """
-    if not any(split in embeddings for split in write.SPLITS):
+    if not any(split in embeddings for split in JUDGED_SPLITS):
         if devices.is_primary():
             card.write(run)
             _say_cross_validated(run, config)
@@ -87,11 +89,10 @@ def report(
     with run.stage("report", [config.report, config.choose.metric], [made_from]) as stage:
         if not stage.complete and devices.is_primary():
             choice = storage.read_json(run.folder / "heads" / "final" / "chosen.json")
-            write.write(
-                stage.folder,
+            results = Results(
                 categories=run.categories,
                 embeddings=embeddings,
-                heads={name: run.heads(name) for name in runs.HEADS},
+                heads={name: run.heads(name) for name in STAGES},
                 chosen=choice["chosen"],
                 untuned=choice["untuned"],
                 history=storage.read_arrays(run.folder / "heads" / "ga" / "history.npz"),
@@ -105,6 +106,7 @@ def report(
                 heatmaps=heatmaps,
                 seed=config.seed,
             )
+            write.write(stage.folder, results)
     if devices.is_primary():
         card.write(run)
     return storage.read_json(run.folder / "report" / "metrics.json")

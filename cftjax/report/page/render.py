@@ -9,12 +9,12 @@ from html import escape
 from string import Template
 from typing import Any
 
+from cftjax.metrics import MEAN
 from cftjax.report import tables
 from cftjax.report.mistakes import Mistakes
 from cftjax.report.page import settings as settings_of
 from cftjax.report.page import table, text, thumbnails
 from cftjax.report.page.settings import Setting
-from cftjax.report.tables import MEAN
 
 SEARCH_FROM = 15
 CAPTIONS = {

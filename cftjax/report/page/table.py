@@ -6,15 +6,17 @@ from collections.abc import Iterator
 from html import escape
 from typing import Any
 
+from cftjax.metrics import MEAN, Metric
 from cftjax.report import tables
 from cftjax.report.page import text
-from cftjax.report.tables import MEAN, STAGES, TITLES
+from cftjax.report.tables import TITLES
+from cftjax.types import STAGES
 
 # Rows that show before a reader asks for all: thousands take a browser seconds to lay out.
 ROWS_AT_FIRST = 200
 
 
-def _other(metrics: dict[str, Any]) -> str:
+def _other(metrics: dict[str, Any]) -> Metric:
     return next(name for name in MEAN if name != metrics["metric"])
 
 
