@@ -39,7 +39,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, PartitionSpec
 from lowered import array
 
-from cftjax.cft import packing, polish, search
+from cftjax.cft import extents, packing, polish, search
 from cftjax.config import EmbedConfig, GAConfig, PolishConfig, TuningConfig, with_recipe
 from cftjax.runtime import devices
 
@@ -70,13 +70,13 @@ class Program(NamedTuple):
 
 def rows(mesh: Mesh, categories: int, known: int, genes: int, positives: int) -> packing.Rows:
     """Packed rows of a group of categories, as `problems.rows_of` would make them on a TPU."""
-    length, split = packing.padded_length(known), devices.sharded(mesh)
+    length, split = extents.padded_length(known), devices.sharded(mesh)
     per_row = (categories, length)
     return packing.Rows(
         array((*per_row, genes), jnp.float32, split),
         array(per_row, jnp.float32, split),
         *(array(per_row, jnp.bool, split) for _ in range(3)),
-        slots=packing.positive_slots(positives, length, "tpu"),
+        slots=extents.positive_slots(positives, length, "tpu"),
     )
 
 

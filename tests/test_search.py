@@ -6,7 +6,7 @@ import pytest
 import toy
 
 from cftjax import metrics
-from cftjax.cft import packing, spaces
+from cftjax.cft import extents, packing, spaces
 from cftjax.cft import search as searching
 from cftjax.config import GAConfig
 from cftjax.types import Embeddings, Heads
@@ -198,26 +198,54 @@ def test_a_better_seed_is_found_in_the_first_population():
     assert (seeded.after > seeded.before).all()
 
 
+def seen_at(known, labels):
+    return spaces.Seen(np.zeros((len(known), 1), np.float32), np.zeros(known.shape, np.float32), labels, known)
+
+
 def test_padding_wastes_less_than_a_fifth_and_groups_hold_one_shape():
     for count in range(500, 30_000, 7):
-        assert count <= packing.padded_length(count)
-        assert count > 0.8 * packing.padded_length(count)
+        assert count <= extents.padded_length(count)
+        assert count > 0.8 * extents.padded_length(count)
     rng = np.random.default_rng(0)
-    known = rng.random((6000, 40)) < np.linspace(0.05, 0.8, 40)
-    labels = rng.random((6000, 40)) < 0.1
-    seen = spaces.Seen(np.zeros((6000, 1), np.float32), np.zeros((6000, 40), np.float32), labels, known)
+    known, labels = rng.random((6000, 40)) < np.linspace(0.05, 0.8, 40), rng.random((6000, 40)) < 0.1
+    seen = seen_at(known, labels)
     groups = packing.groups(seen, seen, range(40), 4)
     assert sorted(c for group in groups for c in group.categories) == list(range(40))
     assert len({group.name for group in groups}) == len(groups)
     for group in groups:
         assert len(group.categories) <= 4
         for c in group.categories:
-            assert group.train.length == packing.padded_length(int(known[:, c].sum()))
-            assert group.validation.length == packing.padded_length(int(known[:, c].sum()), 1)
+            assert group.train.length >= extents.padded_length(int(known[:, c].sum()))
+            assert group.validation.length >= extents.padded_length(int(known[:, c].sum()), 1)
             positives = int((known & labels)[:, c].sum())
             assert positives <= group.train.slots or positives > max(
-                packing.COUNTED_POSITIVES, group.train.length // 16
+                extents.COUNTED_POSITIVES, group.train.length // 16
             )
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+def test_few_shapes_are_compiled_for_little_padding(platform, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    rng = np.random.default_rng(0)
+    known = rng.random((20_000, 60)) < np.geomspace(0.02, 0.9, 60)
+    seen = seen_at(known, rng.random(known.shape) < 0.004)
+    groups = packing.groups(seen, seen, range(60), 60)
+    own = [packing.groups(seen, seen, [c], 1)[0] for c in range(60)]
+    shapes, alone = ({(group.train, group.validation) for group in found} for found in (groups, own))
+    assert len(shapes) < len(alone) / 2
+    rows, least = (
+        sum(len(group.categories) * (group.train.length + group.validation.length) for group in found)
+        for found in (groups, own)
+    )
+    assert least <= rows <= 1.2 * least
+
+
+def test_ms_coco_at_ten_percent_is_one_shape_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    rng = np.random.default_rng(0)
+    known = rng.random((82_783, 80)) < 0.1
+    seen = seen_at(known, rng.random(known.shape) < np.geomspace(0.0015, 0.55, 80))
+    assert len(packing.groups(seen, seen, range(80), 80)) == 1
 
 
 def test_packed_rows_hold_the_positives_first():
@@ -234,6 +262,7 @@ def test_packed_rows_hold_the_positives_first():
 
 def test_categories_that_stopped_leave_the_group_and_nothing_changes(monkeypatch):
     monkeypatch.setattr(searching, "GENERATIONS_AT_ONCE", 5)
+    monkeypatch.setattr(searching, "FEWEST", 1)
     searching._engine.cache_clear()
     config = dataclasses.replace(PAPER, patience=7, categories_at_once=3)
     together = searching.search(toy.heads(), TRAIN, VALIDATION, key=KEY, config=config)

@@ -19,9 +19,9 @@ def pieces() -> None:
     import jax
     import jax.numpy as jnp
 
-    from cftjax.cft import packing
+    from cftjax.cft import extents, packing
 
-    length = packing.padded_length(ROWS)
+    length = extents.padded_length(ROWS)
     z = jax.jit(lambda key: jnp.maximum(jax.random.normal(key, (CATEGORIES, length, DIM)), 0))(jax.random.key(0))
     genes = 0.02 * jax.random.normal(jax.random.key(1), (CATEGORIES, POPULATION, DIM))
     note("one split read once, ms", 1e-6 * z.nbytes / ceilings()["copy"])

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import zlib
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,15 +15,11 @@ from jaxtyping import Bool, Float, Num
 from scipy import special
 
 from cftjax.cft import ranking
+from cftjax.cft.extents import Counts, Shape, merged
 from cftjax.cft.spaces import ROWS_AT_ONCE, Seen
 from cftjax.config import Metric
 from cftjax.runtime import devices
 from cftjax.types import Array, Embeddings, Heads
-
-# With more positives than this, or than one row in sixteen, sorting is faster than counting: on a CPU as measured by
-# benchmarks/ranking.py, on a TPU by counted instructions (docs/scaling.md). On a GPU a sort of everything costs as much
-# as counting by some 250 positives, and one program then serves all categories (docs/gpu.md).
-COUNTED_POSITIVES, COUNTED_POSITIVES_ON_TPU = 128, 512
 
 
 @functools.partial(
@@ -93,42 +88,6 @@ def untunable(train: Embeddings, validation: Embeddings) -> dict[int, str]:
             for c in np.flatnonzero(count == 0):
                 reasons.setdefault(int(c), f"no known {kind} in {name}")
     return dict(sorted(reasons.items()))
-
-
-class Shape(NamedTuple):
-    """The static extents of packed rows: one program serves all categories that share them.
-
-    Attributes:
-        length: k, known rows with padding.
-        slots: as in `Rows`.
-    """
-
-    length: int
-    slots: int
-
-
-def padded_length(count: int, per_octave: int = 4, smallest: int = 512) -> int:
-    """The next of a few lengths: few programs to compile, and with four an octave less than a fifth of it padding."""
-    step = max(smallest, 1 << max(0, (count - 1).bit_length() - 1)) // per_octave
-    return max(smallest, -(-count // step) * step)
-
-
-def positive_slots(count: int, length: int, platform: str | None = None) -> int:
-    """Enough for so many positives, or 0 where they are too many to count by.
-
-    A CPU counts as far as the positives go, so that one program serves all; a TPU as far as the next power of two, or
-    multiple of 128, its lanes. The platform is the default backend's, unless one is named.
-    """
-    platform = platform or jax.default_backend()
-    if platform not in ("cpu", "tpu"):
-        return 0
-    counted = COUNTED_POSITIVES_ON_TPU if platform == "tpu" else COUNTED_POSITIVES
-    most = min(max(counted, length // 16), 2**29 // length, length)
-    if count > most:
-        return 0
-    if platform == "cpu":
-        return most
-    return min(most, -(-count // 128) * 128 if count > 128 else max(16, 1 << max(0, count - 1).bit_length()))
 
 
 def rows_of(
@@ -212,20 +171,12 @@ class Group:
         return first, second
 
 
-def _shapes(seen: Seen, per_octave: int, ranked: bool) -> list[Shape]:
-    """Of each category; where nothing is ranked, positives are not told apart."""
-    known = np.asarray(seen.known, bool)
-    lengths = [padded_length(int(count), per_octave) for count in known.sum(0)]
-    positives = (known & np.asarray(seen.labels, bool)).sum(0)
-    return [
-        Shape(k, positive_slots(int(count), k) if ranked else 0) for k, count in zip(lengths, positives, strict=True)
-    ]
-
-
 def groups(
     train: Seen, validation: Seen, categories: Sequence[int], at_once: int, *, ranked: bool = True
 ) -> list[Group]:
-    """Categories of the same extents together, in groups of nearly equal size, the longest first.
+    """Categories of like extents together, in groups of nearly equal size, the longest first.
+
+    There are as few kinds of extents as `extents.MOST_PADDING` allows: each is programs to compile, for many seconds.
 
     Args:
         train: the split that is learned from.
@@ -237,16 +188,24 @@ def groups(
     # A generation scores one candidate on validation: a CPU's loops end with the rows that there are, so that padding
     # costs little and programs are saved. Other devices read all of it, as long as the training rows take.
     coarse = 1 if jax.default_backend() == "cpu" else 4
-    train_shapes, validation_shapes = _shapes(train, 4, ranked), _shapes(validation, coarse, True)
-    alike: dict[tuple[Shape, Shape], list[int]] = {}
+    counts = Counts.of(train), Counts.of(validation)
+
+    def shapes(members: Sequence[int]) -> tuple[Shape, Shape]:
+        return counts[0].shape(members, 4, ranked), counts[1].shape(members, coarse, True)
+
+    # What is counted and what is sorted stays apart; of a TPU's counting, the slots are the cost.
+    exact = jax.default_backend() == "tpu"
+    apart: dict[tuple[int, ...], dict[tuple[Shape, Shape], list[int]]] = {}
     for c in categories:
-        alike.setdefault((train_shapes[c], validation_shapes[c]), []).append(c)
+        own = shapes([c])
+        way = tuple(shape.slots if exact else shape.slots > 0 for shape in own)
+        apart.setdefault(way, {}).setdefault(own, []).append(c)
+    kinds = [members for alike in apart.values() for members in merged(alike)]
     found = []
-    for (train_shape, validation_shape), members in sorted(alike.items(), reverse=True):
+    for members in sorted(kinds, key=shapes, reverse=True):
         size = -(-len(members) // -(-len(members) // at_once))
         found += [
-            Group(tuple(members[start : start + size]), train_shape, validation_shape)
-            for start in range(0, len(members), size)
+            Group(tuple(members[start : start + size]), *shapes(members)) for start in range(0, len(members), size)
         ]
     return found
 

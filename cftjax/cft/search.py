@@ -28,6 +28,8 @@ from cftjax.config import GAConfig, Metric
 from cftjax.types import Embeddings, Heads
 
 GENERATIONS_AT_ONCE = 50
+# Of a group no larger than this, a device, none leave: a generation of so few is soon done.
+FEWEST = 8
 SECONDS_BETWEEN_SAVES = 20.0
 
 
@@ -287,7 +289,8 @@ def _run_group(
         state, history = jax.tree.unflatten(tree, restored), running["history"]
     devices = 1 if engine.sharding is None else engine.sharding.mesh.size
     limit = jnp.int32(GENERATIONS_AT_ONCE)
-    # Categories that have stopped leave the devices once they are half of those there; `places` are the others'.
+    # Categories that have stopped leave the devices once a quarter of those there goes on; `places` are the others'.
+    # Each size is a program to compile: few sizes, the same ones in every group of one size.
     left_behind, places = None, np.arange(len(seeds))
 
     def everyone() -> State:
@@ -296,10 +299,11 @@ def _run_group(
         return jax.tree.map(lambda old, new: jnp.asarray(_replaced(places, np.asarray(old), new)), left_behind, state)
 
     while (active := np.asarray(engine.active(state))).any():
-        if 2 * devices <= len(places) and 2 * active.sum() <= len(places):
+        quarter = -(-len(places) // (4 * devices)) * devices
+        if len(places) > FEWEST * devices and active.sum() <= quarter:
             left_behind = everyone()
             stay = np.flatnonzero(active)
-            stay = np.append(stay, np.full(-len(stay) % devices, stay[-1]))
+            stay = np.append(stay, np.full(quarter - len(stay), stay[-1]))
             places = places[stay]
             state, rows = jax.tree.map(lambda x, stay=stay: jax.device_put(x[stay], engine.sharding), (state, rows))
         state, recent = engine.advance(state, *rows, key, limit)

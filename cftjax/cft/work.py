@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from cftjax.cft import packing, spaces
+from cftjax.cft import extents, packing, spaces
 from cftjax.cft.spaces import Leading, Seen, Space
 from cftjax.runtime import devices
 from cftjax.types import Embeddings, Heads
@@ -61,12 +61,12 @@ class Work:
     def longest(self) -> int:
         """The most training rows, with padding, that a category has."""
         known = self.train.known.sum(0)
-        return packing.padded_length(max((int(known[c]) for c in self.tuned), default=1))
+        return extents.padded_length(max((int(known[c]) for c in self.tuned), default=1))
 
     @property
     def judging(self) -> int:
         """The most validation rows, with padding, that a category has."""
-        return packing.padded_length(int(self.validation.known.sum(0).max(initial=1)))
+        return extents.padded_length(int(self.validation.known.sum(0).max(initial=1)))
 
     def categories_at_once(self, floats_each: int) -> int:
         """How many categories of so many numbers fit in memory."""
