@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import hashlib
-import itertools
 import json
 import os
+import stat
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,16 +17,19 @@ from jaxtyping import Bool, UInt8
 
 from cftjax import types
 from cftjax.data import sparse
-from cftjax.data.reading import images
+from cftjax.data.reading import images, spelling
 from cftjax.data.reading.problems import Problems
 from cftjax.data.splits import SelectedImage
 from cftjax.text import few, shown
 
 # Names joined at a time while hashing, so that a million of them need no second copy.
 HASHED_NAMES = 65_536
-MISSING_MEND = "copy it there, or leave out what is missing: --data.no-check-files --data.on-bad-image skip"
+MISSING_MEND = "copy it there, or leave out what is missing: --data.on-bad-image skip"
+OUTSIDE_MEND = "list images below it, or name a folder above all of them as the images' root"
+# Missing files after which no more are compared with what is there.
+MOST_UNLIKE = 1000
 # Images of a folder from which on listing it is quicker than asking for each; CheXpert has one or two in a folder.
-LISTED_ROWS = 8
+LISTED_ROWS = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +85,8 @@ def relative_names(
     """
     names: list[str] = []
     first: dict[str, int] = {}
-    sound: list[int] = []
+    sound, outside = [], []
+    column_of = PathColumn(paths, place, column, problems)
     top = os.path.join(os.path.normpath(root.absolute()), "")
     for index, path in enumerate(paths):
         name = os.path.normpath(path)
@@ -91,21 +96,65 @@ def relative_names(
         names.append(name)
         earlier = first.setdefault(name, index)
         if not path.strip() or "\0" in path:
-            what = f"the path {shown(path)} names no file"
-            problems.add(what, row=place(index), column=column, mend="write the path of the image")
+            column_of.note(index, f"the path {shown(path)} names no file", "write the path of the image")
         elif name == ".." or name.startswith("../"):
-            mend = "list images below it, or name a folder above all of them as the images' root"
-            problems.add(f"{shown(path)} is outside of {root}", row=place(index), column=column, mend=mend)
+            outside.append(index)
         elif earlier != index:
             what = f"{shown(path)} is listed a second time, after {spoken(place(earlier))}"
-            problems.add(what, row=place(index), column=column, mend="keep one row per image")
+            column_of.note(index, what, "keep one row per image")
         else:
             sound.append(index)
+    folders = spelling.Folders(root)
+    column_of.note_near(outside, folders, lambda row: f"{shown(paths[row])} is outside of {root}", OUTSIDE_MEND)
     if check_files:
-        for index in missing(names, sound, root):
-            what = f"no such file: {root / names[index]}"
-            problems.add(what, row=place(index), column=column, mend=MISSING_MEND)
+        absent = missing(names, sound, root)
+        column_of.note_near(absent, folders, lambda row: f"no such file: {root / names[row]}", MISSING_MEND)
     return names
+
+
+@dataclasses.dataclass(frozen=True)
+class PathColumn:
+    """The paths of a table, and how messages call each of them.
+
+    Attributes:
+        paths: as the table has them.
+        place: what a message calls a row, from its index.
+        column: their column; None where paths stand elsewhere.
+        problems: where problems are noted.
+    """
+
+    paths: Sequence[str]
+    place: Callable[[int], int | str]
+    column: str | None
+    problems: Problems
+
+    def note(self, row: int, what: str, mend: str) -> None:
+        """Note what is wrong with one path."""
+        self.problems.add(what, row=self.place(row), column=self.column, mend=mend)
+
+    def note_near(
+        self, rows: Sequence[int], folders: spelling.Folders, what: Callable[[int], str], mend: str
+    ) -> None:
+        """Note paths that lead to no file: those that differ alike from files that are there are one problem.
+
+        Args:
+            rows: of the paths.
+            folders: where files are.
+            what: says what is wrong with a row.
+            mend: for paths that resemble no file.
+        """
+        alike: dict[str, list[tuple[int, str]]] = {}
+        unlike = 0
+        for row in rows:
+            near = folders.nearest(self.paths[row]) if unlike < MOST_UNLIKE else None
+            if near is None:
+                unlike += 1
+                self.note(row, what(row), mend)
+            else:
+                alike.setdefault(near.how, []).append((row, near.name))
+        for how, found in alike.items():
+            (row, name), more = found[0], f" (and {len(found) - 1:,} more in the same way)" if len(found) > 1 else ""
+            self.note(row, f"{what(row)}; {name} is there, {how}{more}", "write the paths as the files are named")
 
 
 def spoken(place: int | str) -> str:
@@ -113,21 +162,33 @@ def spoken(place: int | str) -> str:
     return f"row {place}" if isinstance(place, int) else place
 
 
-def missing(names: Sequence[str], rows: Sequence[int], root: Path) -> list[int]:
+def missing(names: Sequence[str], rows: Iterable[int], root: Path) -> list[int]:
     """Those of the rows whose file does not exist, in order; a folder of many is listed once."""
-
-    def folder(row: int) -> str:
-        return names[row].rpartition("/")[0]
-
-    absent: list[int] = []
-    for name, group in itertools.groupby(sorted(rows, key=folder), key=folder):
-        inside = list(group)
-        if len(inside) < LISTED_ROWS:
-            absent += [row for row in inside if not os.path.isfile(os.path.join(root, names[row]))]
+    rows = list(rows)
+    above = [names[row].rpartition("/")[0] for row in rows]
+    listings: dict[str, set[str] | None] = {
+        folder: None for folder, number in collections.Counter(above).items() if number >= LISTED_ROWS
+    }
+    # Text joined by hand, and one question a file: Path and isfile take longer than the disk does.
+    top, absent = os.path.join(root, ""), []
+    for row, folder in zip(rows, above, strict=True):
+        if folder not in listings:
+            present = is_file(top + names[row])
         else:
-            present = set(listed(root / name))
-            absent += [row for row in inside if names[row].rpartition("/")[2] not in present]
+            if (files := listings[folder]) is None:
+                files = listings[folder] = set(listed(root / folder))
+            present = names[row].rpartition("/")[2] in files
+        if not present:
+            absent.append(row)
     return sorted(absent)
+
+
+def is_file(path: str) -> bool:
+    """Whether a file is there."""
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except (OSError, ValueError):
+        return False
 
 
 def listed(folder: Path) -> Iterator[str]:
