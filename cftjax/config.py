@@ -98,6 +98,8 @@ class SplitConfig:
     """The share of training images that become validation; 0 for no validation split."""
     seed: int = 0
     """The seed of the draw."""
+    leak: Literal["refuse", "warn"] = "warn"
+    """What happens where groups, such as patients, have images in two of the data set's own splits."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import inspect
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -17,6 +18,7 @@ import tyro
 
 from cftjax import cli, options, runs, short_help
 from cftjax.config import HostsConfig, TuningConfig, with_recipe
+from cftjax.data import leaks
 from cftjax.embeddings import bundles
 from cftjax.runtime import devices, hosts, tensorboard
 from cftjax.stages import backbone, heads
@@ -64,6 +66,8 @@ def main() -> None:
     if devices.is_primary():
         for note in notes:
             print(f"{config.file.name}: {note}.", flush=True)
+        for leak in leaks.find({split: own.groups for split, own in embeddings.items()}):
+            warnings.warn(f"{config.file}: {leak}.", stacklevel=2)
     digest = bundles.fingerprint(config.file, config.head, config.minus_one)
     run = runs.create(config.workdir, config, categories, digest)
     with run.writing():

@@ -11,6 +11,7 @@ runs share their embeddings.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ import tyro
 
 from cftjax import cli
 from cftjax.config import ORDERS, Config, Unknown, check_together
+from cftjax.data import preflight
 from cftjax.default import get_config
 from cftjax.metrics import MEAN
 from cftjax.report import sweep_scores, sweep_table
@@ -62,7 +64,8 @@ def main() -> None:
     check(sweep)
     hosts.join(sweep.hosts, sweep)
     config, seeds, tuned = sweep.config, sweep.seeds or (sweep.config.seed,), sweep.tuned or sweep.unknowns
-    loaded = hosts.together(config.data.load)
+    reading = functools.partial(preflight.load, config.data, allow_missing=config.input.on_bad_image == "skip")
+    loaded = hosts.together(reading)
     split = split_scored(loaded, config)
     # Mode -> seed by seed, proportion by proportion.
     found: dict[str, list[list[RunScores]]] = {mode: [] for mode in sweep.unknowns}

@@ -5,9 +5,12 @@ Without a configuration it trains on digits drawn on the spot, a minute or two o
 
 from __future__ import annotations
 
+import functools
+
 import jax
 
 from cftjax import cli
+from cftjax.data import preflight
 from cftjax.default import get_config
 from cftjax.runtime import devices, hosts, tensorboard
 from cftjax.stages import backbone, heads, outcome
@@ -23,7 +26,8 @@ def main() -> None:
         tensorboard.check()
     # Before anything asks for devices: from here on all hosts do the same.
     hosts.join(experiment.hosts, experiment)
-    with backbone.opened(hosts.together(config.data.load), config, experiment.workdir) as (run, dataset):
+    reading = functools.partial(preflight.load, config.data, allow_missing=config.input.on_bad_image == "skip")
+    with backbone.opened(hosts.together(reading), config, experiment.workdir) as (run, dataset):
         made_from = backbone.train(run, dataset, config)
         # The report is the first host's alone, and a model spread over several cannot be asked by one.
         maps = outcome.heatmaps(run) if jax.process_count() == 1 else None

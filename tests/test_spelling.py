@@ -60,8 +60,8 @@ def refused(root, *paths, **options):
 def test_the_pattern_of_all_paths_is_one_problem(root):
     message = refused(root, "img\\a b.png", "img\\sub\\C3.jpg", "img\\Zoë.png")
     assert message == (
-        f"{root / 'labels.csv'}: row 2, column path: no such file: {root}/img\\a b.png; img/a b.png is there, with / for "
-        "\\ (and 2 more in the same way); write the paths as the files are named."
+        f"{root / 'labels.csv'}: row 2, column path: no such file: {root}/img\\a b.png; img/a b.png is there, with / "
+        "for \\ (and 2 more in the same way); write the paths as the files are named."
     )
 
 

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from cftjax import cli, figures, short_help, types
 from cftjax.config import LabelsConfig, SplitConfig
+from cftjax.data import preflight
 from cftjax.data.looking import checking, overview
 from cftjax.data.looking import summary as summaries
 from cftjax.default import get_config
@@ -74,9 +75,7 @@ class Check(Generic[D]):
 
 def load(data: Any) -> types.Dataset:
     """The data set, also where files are missing: they are told together with everything else that is wrong."""
-    if any(field.name == "check_files" for field in dataclasses.fields(data)):
-        data = dataclasses.replace(data, check_files=False)
-    return data.load()
+    return preflight.load(data, allow_missing=True)
 
 
 def summary(options: Summary[Any]) -> int:
@@ -99,6 +98,11 @@ def summary(options: Summary[Any]) -> int:
     )
     for note in dataset.notes:
         print(note)
+    empty = [split for split, part in found.splits.items() if len(part.missing) == part.images]
+    for split in empty:
+        # Validation may be a part of train.
+        near = preflight.resembling(dataset.splits.get(split, dataset.splits["train"]), 0)
+        print(f"None of the {found.splits[split].images:,} images of {split} is there{near}.")
     overview.show(found, options.labels, console(), options.most)
     if options.json is not None:
         storage.write_json(options.json, found.to_dict())
@@ -106,7 +110,7 @@ def summary(options: Summary[Any]) -> int:
         picture = picture_of(found)
         options.picture.parent.mkdir(parents=True, exist_ok=True)
         picture.savefig(options.picture, format="png", dpi=110)
-    return 0
+    return 1 if empty else 0
 
 
 def picture_of(found: summaries.Summary) -> Any:

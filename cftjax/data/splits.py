@@ -61,7 +61,8 @@ def prepare(dataset: types.Dataset, labels_config: LabelsConfig, split_config: S
     settings = {"data": dataset.fingerprint, **hiding.hiding(labels_config)}
     validation_rows = None
     if "validation" not in splits and split_config.validation_share > 0:
-        settings |= dataclasses.asdict(split_config)
+        # Only what the draw depends on: what is merely refused or not must not make other data of the same.
+        settings |= {"validation_share": split_config.validation_share, "seed": split_config.seed}
         validation_rows = _carve(complete, split_config)
         train_rows = np.setdiff1d(np.arange(len(complete)), validation_rows, assume_unique=True)
         splits["train"] = select(splits["train"], train_rows)

@@ -15,7 +15,7 @@ import numpy as np
 
 from cftjax import decisions, runs
 from cftjax.config import Config, LabelsConfig
-from cftjax.data import meaning
+from cftjax.data import leaks, meaning
 from cftjax.metrics import MEAN
 from cftjax.report import tables
 from cftjax.report.printing import MOST_ROWS, UNDEFINED, percent, points
@@ -178,6 +178,9 @@ def _data(run: Run) -> Iterator[str]:
         yield f"| {split} | {' | '.join(f'{count:,}' for count in counts)} |"
     yield ""
     yield "Labels are counted over all categories."
+    for leak in leaks.find({split: run.embeddings(split).groups for split in run.splits}):
+        yield ""
+        yield f"Beware: {leak}."
 
 
 def _without_folder(value: Any) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from cftjax.config import Metric, ReportConfig
+from cftjax.data import leaks
 from cftjax.metrics import MEAN
 from cftjax.report.mistakes import Heatmaps
 from cftjax.report.page import Setting
@@ -121,6 +122,7 @@ def of_results(results: Results, by_split: Mapping[str, Measured]) -> dict[str, 
     content["images"] = {split: len(results.embeddings[split]) for split in splits}
     content |= {"chosen": list(results.chosen), "untuned": dict(results.untuned)}
     content["known"] = {split: _known(results.embeddings[split]) for split in splits}
+    content["leaks"] = [str(leak) for leak in leaks.find({split: results.embeddings[split].groups for split in splits})]
     content["unopened"] = {split: list(results.embeddings[split].unopened) for split in splits}
     content["seconds"] = {name: float(value) for name, value in results.seconds.items()}
     return content

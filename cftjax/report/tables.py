@@ -99,6 +99,8 @@ def notes(metrics: dict[str, Any], most_rows: int = MOST_ROWS) -> list[str]:
             f"Resamples in which a category is undefined do not count: {len(fewer)} of {len(metrics['categories'])} "
             f"categories rest on fewer, {name} on {least}."
         )
+    # Reports of earlier versions did not look.
+    lines += [f"Beware: {leak}." for leak in metrics.get("leaks", [])]
     for name, images in metrics["unopened"].items():
         if images:
             one = "1 image" if len(images) == 1 else f"{len(images):,} images"

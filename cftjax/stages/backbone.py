@@ -14,11 +14,11 @@ from typing import Any
 
 from cftjax import runs
 from cftjax.config import Config, check_together, deciding
-from cftjax.data import splits
+from cftjax.data import preflight, splits
 from cftjax.embeddings import embed
 from cftjax.input import cache
 from cftjax.runs import Run
-from cftjax.runtime import devices, storage
+from cftjax.runtime import devices, hosts, storage
 from cftjax.stages import sharing
 from cftjax.training import head, loop
 from cftjax.types import SPLITS, Dataset, Embeddings, Heads
@@ -39,6 +39,8 @@ def opened(loaded: Dataset, config: Config[Any], workdir: Path) -> Iterator[tupl
             print(note, flush=True)
     prepared = splits.prepare(loaded, config.labels, config.split)
     dataset = prepared.dataset
+    allow_missing = config.input.on_bad_image == "skip"
+    hosts.together(lambda: preflight.check(dataset, config.split.leak, allow_missing=allow_missing))
     run = runs.create(workdir, config, dataset.categories, dataset.fingerprint, loop.preprocessing(config))
     with run.writing():
         if prepared.validation_rows is not None and devices.is_primary():

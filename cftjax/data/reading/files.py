@@ -132,9 +132,7 @@ class PathColumn:
         """Note what is wrong with one path."""
         self.problems.add(what, row=self.place(row), column=self.column, mend=mend)
 
-    def note_near(
-        self, rows: Sequence[int], folders: spelling.Folders, what: Callable[[int], str], mend: str
-    ) -> None:
+    def note_near(self, rows: Sequence[int], folders: spelling.Folders, what: Callable[[int], str], mend: str) -> None:
         """Note paths that lead to no file: those that differ alike from files that are there are one problem.
 
         Args:

@@ -70,6 +70,7 @@ class Folders:
 
     def nearest(self, path: str) -> Near | None:
         """The file that a path which leads nowhere may mean; None where there is none."""
+        parts: list[str] = []
         for text in spellings(path):
             parts = [part for part in text.split("/") if part not in ("", ".", "..")]
             # A path from elsewhere may end as one here does; a name alone may lie in one of the folders.
