@@ -48,6 +48,8 @@ FLOPS, BANDWIDTH, MEMORY, CLOCK = 197e12, 819e9, 16 * 2**30, 1.5e9
 NETWORKS = ("resnet101", "vit_base")
 PAPER = with_recipe(TuningConfig(), "paper")
 COMPILER_OPTIONS: dict[str, Any] = {}
+# `gpu_compile.py` compiles the same programs for another.
+PLATFORM = "tpu"
 
 
 class Program(NamedTuple):
@@ -76,7 +78,7 @@ def rows(mesh: Mesh, categories: int, known: int, genes: int, positives: int) ->
         array((*per_row, genes), jnp.float32, split),
         array(per_row, jnp.float32, split),
         *(array(per_row, jnp.bool, split) for _ in range(3)),
-        slots=extents.positive_slots(positives, length, "tpu"),
+        slots=extents.positive_slots(positives, length, PLATFORM),
     )
 
 

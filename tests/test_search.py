@@ -240,6 +240,23 @@ def test_few_shapes_are_compiled_for_little_padding(platform, monkeypatch):
     assert least <= rows <= 1.2 * least
 
 
+def test_groups_are_bounded_by_the_hosts_memory_as_by_the_devices(monkeypatch, tmp_path):
+    from cftjax.runtime import memory
+
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    for name, text in (("MEMINFO", "MemAvailable:  8192 kB\n"), ("LIMIT", "6291456\n"), ("USED", "2097152\n")):
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "MEMINFO")
+    monkeypatch.setattr(memory, "LIMIT", tmp_path / "none")
+    assert packing.categories_at_once(2.0**20, 1) == 4
+    monkeypatch.setattr(memory, "LIMIT", tmp_path / "LIMIT")
+    monkeypatch.setattr(memory, "USED", tmp_path / "USED")
+    assert packing.categories_at_once(2.0**20, 1) == 2
+    assert packing.categories_at_once(2.0**20, 2) == 2
+    assert packing.categories_at_once(2.0**12, 1) == 512
+    assert packing.categories_at_once(2.0**40, 2) == 2
+
+
 def test_ms_coco_at_ten_percent_is_one_shape_on_a_gpu(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     rng = np.random.default_rng(0)

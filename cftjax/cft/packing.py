@@ -19,6 +19,7 @@ from cftjax.cft.extents import Counts, Shape, merged
 from cftjax.cft.spaces import ROWS_AT_ONCE, Seen
 from cftjax.config import Metric
 from cftjax.runtime import devices
+from cftjax.runtime.memory import available_memory
 from cftjax.types import Array, Embeddings, Heads
 
 
@@ -211,14 +212,16 @@ def groups(
 
 
 def categories_at_once(bytes_each: float, devices: int) -> int:
-    """As many as fit in half of the devices' memory, or on a CPU one a device.
+    """As many as fit in half of the devices' memory and of the host's, where they are packed; on a CPU one a device.
 
     A CPU gains nothing from a batch, and alone each category stops when it is done.
     """
     if jax.default_backend() == "cpu":
         return devices
     stats = jax.local_devices()[0].memory_stats() or {}
-    return max(1, int(0.5 * stats.get("bytes_limit", 8 * 2**30) / bytes_each)) * devices
+    on_device = int(0.5 * stats.get("bytes_limit", 8 * 2**30) / bytes_each)
+    on_host = int(0.5 * available_memory() / bytes_each / devices)
+    return max(1, min(on_device, on_host)) * devices
 
 
 def join_hosts(mine: Sequence[int], arrays: Sequence[np.ndarray]) -> None:
