@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from dataclasses import field
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
@@ -261,8 +262,9 @@ class EmbedConfig:
 class InputConfig:
     """What happens to an image between file and network; the defaults suit photographs."""
 
-    workers: int = 2
-    """Threads that open, resize and augment; 0 does it when a batch is asked for."""
+    workers: int | None = None
+    """Threads that open, resize and augment; None is one for each core that the process may use, 2 to 16; 0 does it
+    when a batch is asked for."""
     augment: Literal["none", "shift", "crop", "randaugment"] = "randaugment"
     """While training: nothing; small shifts, scalings and changes of light; random resized crops; or RandAugment."""
     flip: bool = True
@@ -287,7 +289,7 @@ class InputConfig:
 
     def __post_init__(self) -> None:
         """Refuse settings out of range."""
-        if self.workers < 0 or self.randaugment_operations < 0:
+        if self.threads < 0 or self.randaugment_operations < 0:
             raise ValueError("workers and randaugment_operations cannot be negative.")
         if not 0 < self.crop_min_area <= 1:
             raise ValueError(f"crop_min_area {self.crop_min_area} is not a share: use a value in (0, 1].")
@@ -295,6 +297,14 @@ class InputConfig:
             raise ValueError(f"randaugment_magnitude {self.randaugment_magnitude} is not in [0, 30].")
         if not 0 <= self.cutout < 1:
             raise ValueError(f"cutout {self.cutout} is not a share: use a value in [0, 1).")
+
+    @property
+    def threads(self) -> int:
+        """`workers`, or by the cores; each holds a batch."""
+        if self.workers is not None:
+            return self.workers
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2
+        return min(max(cores, 2), 16)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -59,8 +59,8 @@ class Predicting:
     """Replace an output that exists."""
     batch_size: int | None = None
     """Images per step of each device; None for what the run embedded with."""
-    workers: int = 2
-    """Threads that open and resize images."""
+    workers: int | None = None
+    """Threads that open and resize images; None is one for each core that the process may use, 2 to 16."""
     tta: tuple[View, ...] = ()
     """Look at every image several times and take the mean of the logits: `mirror` images, and images moved a little
     (`shift`). Only what the run was trained on is allowed. Thresholds and calibration were fitted without it."""
@@ -83,7 +83,7 @@ def check(options: Predicting) -> None:
     predicted.check_output(options.output, options.overwrite)
     if options.batch_size is not None and options.batch_size < 1:
         raise ValueError("--batch-size must be at least 1")
-    if options.workers < 0 or options.heatmaps_at_most < 1:
+    if (options.workers or 0) < 0 or options.heatmaps_at_most < 1:
         raise ValueError("--workers must be at least 0, --heatmaps-at-most at least 1")
     if options.heatmaps is None and options.heatmaps_of:
         raise ValueError("--heatmaps-of needs a folder for the pictures: --heatmaps DIR")

@@ -273,6 +273,17 @@ def test_a_cache_on_disk_needs_a_folder():
         evaluate(settings=dataclasses.replace(PLAIN, cache="disk"))
 
 
+def test_there_are_as_many_threads_as_cores_unless_said_otherwise(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(12)), raising=False)
+    assert config.InputConfig().threads == 12
+    assert config.InputConfig(workers=3).threads == 3
+    assert config.InputConfig(workers=0).threads == 0
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(200)), raising=False)
+    assert config.InputConfig().threads == 16
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0}, raising=False)
+    assert config.InputConfig().threads == 2
+
+
 def test_closing_an_iterator_ends_its_threads():
     before = set(threading.enumerate())
     iterator = train(settings=dataclasses.replace(PLAIN, workers=2))

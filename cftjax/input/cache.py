@@ -134,7 +134,7 @@ def fill(
 
         columns = (*progress.Progress.get_default_columns(), progress.MofNCompleteColumn())
         with (
-            futures.ThreadPoolExecutor(max(input_config.workers, 1)) as pool,
+            futures.ThreadPoolExecutor(max(input_config.threads, 1)) as pool,
             progress.Progress(*columns, transient=True) as bar,
         ):
             task = bar.add_task(f"caching {n} images", total=n)

@@ -158,9 +158,9 @@ def labelled(
 
 
 def in_threads(batches: grain.MapDataset, input_config: config.InputConfig) -> grain.IterDataset:
-    """Batches made ahead by `workers` threads, one more than there are threads waiting; or on demand with none."""
-    workers = input_config.workers
-    return batches.to_iter_dataset(grain.ReadOptions(workers, workers + 1 if workers else 0))
+    """Batches made ahead by threads, one more than there are threads waiting; or on demand with none."""
+    threads = input_config.threads
+    return batches.to_iter_dataset(grain.ReadOptions(threads, threads + 1 if threads else 0))
 
 
 @dataclasses.dataclass(frozen=True)
