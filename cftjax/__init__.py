@@ -2,7 +2,8 @@
 
 With arrays: `fine_tune`, `CategoryWiseFineTuner` (the same as an estimator of scikit-learn), or the parts `search`,
 `polish` and `choose`; scores in `metrics`, losses in `losses`. With a run that `cftjax train` or `cftjax finetune`
-made: `open_run`. With images: `load`, the model of a run.
+made: `open_run`. With images: `load`, the model of a run. With a model of
+PyTorch or Keras: `cftjax.torch.fine_tune`, `cftjax.keras.fine_tune`.
 """
 
 from __future__ import annotations
@@ -49,12 +50,18 @@ def open_run(folder: str | os.PathLike[str]) -> Run:
     return Run(Path(folder))
 
 
-# Where these modules were before they had rooms of their own, as notebooks and scripts import them.
-_MOVED = {"bundles": "cftjax.embeddings.bundles", "formats": "cftjax.inference.formats"}
+# What is imported when it is asked for: modules by the names that they had before they had rooms of their own, as
+# notebooks and scripts import them, and adapters of libraries that need not be installed.
+_LATE = {
+    "bundles": "cftjax.embeddings.bundles",
+    "formats": "cftjax.inference.formats",
+    "keras": "cftjax.interop.keras3",
+    "torch": "cftjax.interop.pytorch",
+}
 
 
 def __getattr__(name: str) -> ModuleType:
-    """A module by the name that it had before."""
-    if name in _MOVED:
-        return importlib.import_module(_MOVED[name])
+    """A module that is imported late."""
+    if name in _LATE:
+        return importlib.import_module(_LATE[name])
     raise AttributeError(f"module 'cftjax' has no attribute {name!r}")
