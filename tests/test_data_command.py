@@ -77,6 +77,19 @@ def test_everything_broken_is_listed_with_file_and_fault_and_the_exit_code_is_on
     ]
 
 
+def test_pictures_that_use_less_than_an_eighth_of_their_range_are_named(tmp_path, monkeypatch, capsys):
+    ramp = np.tile(np.linspace(0, 255, 40).astype(np.uint8), (3, 1))
+    for name, array in (("sound", ramp), ("narrow", ramp // 8), ("deep", ramp.astype(np.uint16) * 16)):
+        Image.fromarray(array).save(tmp_path / f"{name}.png")
+    (tmp_path / "t.csv").write_text("path,dog\nsound.png,1\nnarrow.png,0\ndeep.png,1\n")
+    assert call(monkeypatch, "check", CONFIG, "--data.file", tmp_path / "t.csv", "--json", tmp_path / "found.json") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].startswith("train, image 1 (narrow.png): its levels are 0 to 31 of 0 to 255: fewer bits")
+    assert lines[2].startswith("train, image 2 (deep.png): its levels are 0 to 16 of 0 to 255")
+    assert lines[3] == "3 images: nothing is broken, 2 with hardly any contrast."
+    assert len(json.loads((tmp_path / "found.json").read_text())["narrow"]) == 2
+
+
 def test_of_very_many_broken_images_the_first_are_printed_and_the_rest_counted(folder, monkeypatch, capsys):
     monkeypatch.setattr(command, "MOST_PRINTED", 1)
     assert call(monkeypatch, "check", CONFIG, "--data.file", folder / "broken.csv") == 1

@@ -130,15 +130,17 @@ def check(options: Check[Any]) -> int:
     for note in dataset.notes:
         print(note, flush=True)
     found = checking.check(dataset.splits, options.threads)
-    for one in found.broken[:MOST_PRINTED]:
-        print(f"{one.split}, image {one.row} ({one.name}): {one.problem}")
-    if len(found.broken) > MOST_PRINTED:
-        print(f"and {len(found.broken) - MOST_PRINTED:,} more; --json FILE lists them all")
+    for listed in (found.broken, found.narrow):
+        for one in listed[:MOST_PRINTED]:
+            print(f"{one.split}, image {one.row} ({one.name}): {one.problem}")
+        if len(listed) > MOST_PRINTED:
+            print(f"and {len(listed) - MOST_PRINTED:,} more; --json FILE lists them all")
     if options.json is not None:
         storage.write_json(options.json, found.to_dict())
     images = sum(found.images.values())
     opened = f"{images:,} images" if found.complete else f"Stopped after {found.opened:,} of {images:,} images"
-    print(f"{opened}: {f'{len(found.broken):,} broken' if found.broken else 'nothing is broken'}.")
+    narrow = f", {len(found.narrow):,} with hardly any contrast" if found.narrow else ""
+    print(f"{opened}: {f'{len(found.broken):,} broken' if found.broken else 'nothing is broken'}{narrow}.")
     if not found.complete:
         return 130
     return 1 if found.broken else 0

@@ -230,7 +230,8 @@ class TfdsImages:
         # By the rules for image files, so that palettes, transparency and rotation come out as from a folder.
         name = Path(self.names[row])
         try:
-            with Image.open(io.BytesIO(Example(self.source[row]).content("image"))) as image:
+            content = io.BytesIO(Example(self.source[row]).content("image"))
+            with Image.open(content, formats=images.FORMATS) as image:
                 images.refuse_bomb(name, image.width, image.height)
                 return images.to_rgb(name, image)
         except images.ImageError:

@@ -15,10 +15,14 @@ from jaxtyping import Float, Num, UInt8
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from cftjax import extras
+from cftjax.data.reading import depths
 
 DICOM_SUFFIXES = (".dcm", ".dicom")
 # A DICOM file has 128 bytes of anything, then these four.
 DICOM_PREAMBLE, DICOM_MAGIC = 128, b"DICM"
+
+# Of the formats that Pillow knows those that images come in: others start programs, or are no pictures.
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 
 # EXIF's orientations whose rows are the upright image's columns.
 TURNED = (5, 6, 7, 8)
@@ -54,11 +58,11 @@ def open_image(
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Open one image as 8-bit RGB, turned upright.
 
-    Grey becomes three equal channels; more than 8 bits are scaled by the range of the bit depth; transparent pixels
-    show white; of an animation the first frame is taken.
+    Grey becomes three equal channels; more than 8 bits are scaled by the range that the file says; where a file says
+    that 0 is white, it is; transparent pixels show white; of an animation the first frame is taken.
 
     Args:
-        path: JPEG, PNG, whatever else Pillow reads, or DICOM with the extra `dicom`.
+        path: of one of `FORMATS`, or DICOM with the extra `dicom`.
         root: the folder that a relative `path` starts from and must not leave.
         min_size: decode JPEG at 1/2, 1/4 or 1/8 scale where both sides keep at least this many pixels; by default
             what `decoding_at` says.
@@ -72,7 +76,7 @@ def open_image(
     with readable(file):
         if is_dicom(file):
             return read_dicom(file)
-        with Image.open(file) as image:
+        with Image.open(file, formats=FORMATS) as image:
             refuse_bomb(file, image.width, image.height)
             if min_size is not None:
                 image.draft(None, (min_size, min_size))
@@ -109,7 +113,7 @@ def read_header(path: str | os.PathLike[str], root: str | os.PathLike[str] | Non
         if is_dicom(file):
             header = pydicom_for(file)[0].dcmread(file, stop_before_pixels=True)
             return Header(int(header.Columns), int(header.Rows), str(header.PhotometricInterpretation))
-        with Image.open(file) as image:
+        with Image.open(file, formats=FORMATS) as image:
             # Pillow would decode the whole PNG to look for orientation behind the pixels.
             exif = image.getexif() if image.format != "PNG" or "exif" in image.info else {}
             turned = exif.get(ExifTags.Base.Orientation, 1) in TURNED
@@ -130,7 +134,9 @@ def readable(file: Path) -> Iterator[None]:
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, UnidentifiedImageError):
-            reason = "it is of no image format" if os.path.getsize(file) else "it is empty"
+            reason = (
+                f"it is of no image format, such as {', '.join(FORMATS)}" if os.path.getsize(file) else "it is empty"
+            )
         raise ImageError(f"{file}: cannot be read as an image ({reason}); replace the file or take it out.") from error
 
 
@@ -159,10 +165,12 @@ def to_rgb(file: Path, image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
         file: for messages.
         image: opened by Pillow, not yet decoded.
     """
+    # Before it is turned: what is turned no longer knows its file.
+    deep = depths.of(image)
     if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
         image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16"):
-        return grey_to_rgb(np.asarray(image, np.uint16) / np.float32(257))
+    if deep is not None:
+        return grey_to_rgb(255 * depths.shares(image, deep))
     if image.mode in ("I", "F"):
         raise ImageError(f"{file}: its 32-bit pixels have no agreed range; save it with 8 or 16 bits.")
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
