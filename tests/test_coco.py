@@ -259,6 +259,18 @@ def test_a_missing_folder_or_file_is_named_beside_the_nearest(tmp_path):
     assert "no such file or folder" in refusal(root / "coco")
 
 
+def test_a_mark_of_the_encoding_is_taken_and_what_is_no_json_is_named(tmp_path):
+    root = write(tmp_path)
+    file = root / "annotations/instances_train2014.json"
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert CocoData(root=str(root)).load().categories == ("person", "dog", "kite")
+    for word in ("NaN", "Infinity", "-Infinity"):
+        file.write_text('{"images": [],\n "annotations": [{"image_id": 1, "area": ' + word + "}]}")
+        message = refusal(root)
+        assert f"{word.lstrip(chr(45))} is no JSON, though Python writes it, at byte" in message
+        assert "(line 2); write null" in message
+
+
 def test_a_truncated_file_names_byte_and_line(tmp_path):
     root = write(tmp_path)
     file = root / "annotations/instances_train2014.json"

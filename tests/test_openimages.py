@@ -73,6 +73,30 @@ def test_images_labels_and_splits_are_those_of_the_files(root):
     assert [names[-1], *names[:2], names[1]] == [NAMES[2], *NAMES[:2], NAMES[1]]
 
 
+@pytest.mark.parametrize("line", ["{},Name of it", "{};Name", "{}\tName; of, it", '"{}","Name"', "{}"])
+def test_categories_may_have_their_names_beside_them(root, line):
+    (root / "classes-trainable.txt").write_text("\n".join(line.format(name) for name in CATEGORIES) + "\n")
+    dataset = OpenImagesData(str(root)).load()
+    assert dataset.categories == tuple(CATEGORIES)
+    assert_is_the_table(dataset.splits["train"])
+
+
+def test_a_list_of_categories_that_is_none_is_refused_in_one_line(root):
+    (root / "classes-trainable.txt").write_text("Dog;Hund\nCat;Katze\n")
+    message = refused(root)
+    assert "row 1: 'Dog;Hund' is no category (2 such lines); write one id a line, as in /m/0bt9lr" in message
+    (root / "classes-trainable.txt").write_text("Dog\nCat\n")
+    message = refused(root)
+    assert "none of the categories, such as 'Dog', is among its labels, such as '/m/0a'" in message
+
+
+def test_images_under_another_suffix_are_named_once(root):
+    for image in ("000a", "00c7"):
+        (root / "train" / f"{image}.jpg").rename(root / "train" / f"{image}.JPG")
+    message = refused(root)
+    assert "train/000a.JPG is there, with the suffix in other case (and 1 more in the same way)" in message
+
+
 @pytest.mark.parametrize(
     "content",
     [

@@ -23,15 +23,18 @@ from jaxtyping import Bool, Int
 
 from cftjax import types
 from cftjax.data import sparse
-from cftjax.data.reading import files, headers, sheets
+from cftjax.data.reading import files, headers, sheets, spelling
 from cftjax.data.reading.problems import Problems, require
 from cftjax.text import shown
 
 ANNOTATIONS = "annotations-human.csv"
 COLUMNS = ("ImageID", "LabelName", "Confidence")
+MEND = "copy it there, or leave out what is missing: --data.only-present"
 # Bytes of the file read at a time: large enough to be quick, small beside what is kept.
 BLOCK_BYTES = 2**23
 # An id is a file's name, so it must not lead elsewhere.
+# A category's id and, behind a separator, its name.
+WITH_NAME = re.compile(r"^\"?(/[a-z]/\w+)\"?\s*[,;\t].*$")
 ID_PATTERN = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -71,12 +74,13 @@ class OpenImagesData:
             if self.only_present:
                 ids, labels = ids.filter(pa.array(present)), labels.take(np.flatnonzero(present))
             else:
-                for index in np.flatnonzero(~present):
-                    what = f"no such file: {root / split / ids[index].as_py()}.jpg"
-                    mend = "copy it there, or leave out what is missing: --data.only-present"
-                    problems.add(what, row=f"{split}/{ANNOTATIONS}", mend=mend)
+                absent = ImageNames(ids.filter(pa.array(~present)), split)
+                files.PathColumn(absent, lambda row: f"{split}/{ANNOTATIONS}", None, problems).note_near(
+                    range(len(absent)), spelling.Folders(root), lambda row: f"no such file: {root / absent[row]}", MEND
+                )
         if not len(ids):
-            problems.add(f"no image of the {split} split is left", mend="check the folder and the categories")
+            other = "" if len(labels.values) else other_names(root / split / ANNOTATIONS, categories)
+            problems.add(f"no image of the {split} split is left{other}", mend="check the folder and the categories")
         names = ImageNames(ids, split)
         return types.Records(files.ImageFiles(root, names), labels, names)
 
@@ -112,9 +116,14 @@ def read_categories(file: Path) -> tuple[str, ...]:
     """The trainable categories, one a line, as Open Images names them (`/m/0bt9lr`)."""
     with sheets.readable(require(file)):
         headers.refuse_other_encodings(file)
-        names = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
-    names = [name for name in names if name]
+        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
+    # The release has ids alone; other copies have the categories' names beside them.
+    names = [WITH_NAME.sub(r"\1", line) for line in lines if line]
     problems = Problems(file)
+    if odd := [(row, line) for row, line in enumerate(lines, 1) if re.search(r"[,;\t]", WITH_NAME.sub(r"\1", line))]:
+        mend = "write one id a line, as in /m/0bt9lr"
+        problems.add(f"{shown(odd[0][1])} is no category ({len(odd):,} such lines)", row=odd[0][0], mend=mend)
+        problems.raise_if_any()
     if not names:
         problems.add("has no category", mend="write one category a line")
     for name in [name for name, times in collections.Counter(names).items() if times > 1]:
@@ -165,6 +174,15 @@ def read_annotations(
     rows = rank[np.concatenate([np.zeros(0, np.int32), *codes])]
     labels = sparse.from_entries(rows, np.concatenate(columns), np.concatenate(values), (len(ids), len(categories)))
     return ids.take(pa.array(order)), labels
+
+
+def other_names(file: Path, categories: Sequence[str]) -> str:
+    """How a table calls its categories where it has none of those wanted, as the end of a sentence."""
+    for block in stream(file, Problems(file), ANNOTATIONS):
+        if names := block.encoded("LabelName")[1]:
+            wanted, there = shown(categories[0]), shown(names[0])
+            return f": none of the categories, such as {wanted}, is among its labels, such as {there}"
+    return ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import re
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from cftjax.data.reading.problems import DataError, Problems, read_bytes
 from cftjax.text import shown
 
 T = TypeVar("T")
+NOT_JSON = re.compile(rb"[^\w]?(-?(?:NaN|Infinity))")
 
 
 # The decoder makes only what is declared here: outlines and boxes, nine tenths of the file, are passed over. What is
@@ -60,7 +62,8 @@ def read_json(path: Path, kind: type[T]) -> T:
     Raises:
         DataError: no such file, not JSON, or of another structure; the message names byte and line, or the entry.
     """
-    data = read_bytes(path)
+    # Editors of Windows begin a file with a mark of its encoding.
+    data = read_bytes(path).removeprefix(codecs.BOM_UTF8)
     try:
         return msgspec.json.decode(data, type=kind)
     except msgspec.ValidationError as error:
@@ -77,6 +80,9 @@ def read_json(path: Path, kind: type[T]) -> T:
         else:
             byte, reason = int(place[1]), reason.replace(place[0], "")
         line = data.count(b"\n", 0, byte) + 1
+        if word := NOT_JSON.match(data, max(byte - 1, 0)):
+            what = f"{word[1].decode()} is no JSON, though Python writes it, at byte {byte} (line {line})"
+            raise DataError(f"{path}: {what}; write null, or take the entry out.") from error
         raise DataError(f"{path}: {reason}, at byte {byte} (line {line}); copy or download it again.") from error
 
 
