@@ -20,10 +20,13 @@ import tyro
 from cftjax import options, recipes, short_help
 from cftjax.config import RECIPES, Config, HostsConfig, with_recipe
 from cftjax.runtime import checkpoints, devices, hosts, interruption
+from cftjax.text import printable
 
 D = TypeVar("D")
 
 # Said after SIGTERM or Ctrl-C.
+# What of a message may break and indent its lines.
+LINES = "\n\t"
 STOPPED = "Stopped. The same command goes on from here."
 
 
@@ -159,7 +162,7 @@ def show_warning(
 ) -> None:
     """One line on standard error; where in the code a warning came from helps only those who work on the code."""
     place = "" if issubclass(category, UserWarning) else f"{filename}:{lineno}: {category.__name__}: "
-    print(f"cftjax: warning: {place}{message}", file=sys.stderr)
+    print(f"cftjax: warning: {place}{printable(str(message), keep=LINES)}", file=sys.stderr)
 
 
 def words(error: Exception) -> str:
@@ -201,5 +204,5 @@ def run(main: Callable[[], None], stopped: str = STOPPED) -> None:
             raise
         if not for_user or os.environ.get("CFTJAX_TRACEBACK"):
             traceback.print_exc()
-        print(f"cftjax: error: {hosts.LOST if lost else ''}{words(error)}", file=sys.stderr)
+        print(f"cftjax: error: {hosts.LOST if lost else ''}{printable(words(error), keep=LINES)}", file=sys.stderr)
         hosts.leave(1)

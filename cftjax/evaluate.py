@@ -75,6 +75,9 @@ class Evaluation:
     """Bootstrap resamples behind intervals and p values; 0 leaves them out."""
     seed: int = 0
     """Seed of the bootstrap."""
+    raw: bool = False
+    """Write names into a .csv as they are; else one that a spreadsheet would take for a formula (it begins with = + -
+    @) has an apostrophe in front, which `cftjax evaluate` takes away again."""
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
     """A folder for metrics.json, table.csv, table.txt and pictures."""
     ensemble_out: Path | None = None
@@ -106,7 +109,7 @@ def main() -> None:
     found = dataclasses.replace(found, notes=(*found.notes, *optimism(runs, split)))
     if options.ensemble_out is not None:
         key = "Study" if truth.unit == "studies" else "path"
-        prediction_files.write_predictions(options.ensemble_out, truth, found.each[-1], key)
+        prediction_files.write_predictions(options.ensemble_out, truth, found.each[-1], key, raw=options.raw)
     with Progress("Evaluate", unit="categories") as progress:
         content.report(
             found,
@@ -115,6 +118,7 @@ def main() -> None:
             seed=options.seed,
             folder=options.output,
             progress=progress.update,
+            raw=options.raw,
         )
     for path in (options.output, options.ensemble_out):
         if path is not None:

@@ -55,6 +55,9 @@ class Predicting:
     output: Annotated[Path, tyro.conf.arg(aliases=("-o",))]
     """The table to write: .csv, .jsonl or .parquet, with the columns path, NAME (probability), NAME decision (1 or 0),
     and error (why an image could not be read; it has no values then)."""
+    raw: bool = False
+    """Write names into a .csv as they are; else one that a spreadsheet would take for a formula (it begins with = + -
+    @) has an apostrophe in front, which `cftjax evaluate` takes away again."""
     overwrite: bool = False
     """Replace an output that exists."""
     batch_size: int | None = None
@@ -147,7 +150,7 @@ def predict(
             look(model.looking(options.tta), names, files, size, kept, options)
         errors: dict[int, str] = {}
         positive, drawn = np.zeros(len(model.categories), int), 0
-        with predicted.writing(options.output, model.categories) as add:
+        with predicted.writing(options.output, model.categories, raw=options.raw) as add:
             for start, block in kept.blocks():
                 stop = start + len(block.errors)
                 add(Rows(names[start:stop], block.probs, block.decisions, block.errors))

@@ -22,7 +22,7 @@ from typing import Any
 
 import jax
 
-from cftjax import decisions
+from cftjax import decisions, text
 from cftjax.decisions import Decisions
 from cftjax.embeddings import embed
 from cftjax.runtime import devices, digests, hosts, storage
@@ -95,7 +95,7 @@ class Run:
                 f"{path} has format {written['format']}, this version reads up to {FORMAT}: upgrade cftjax"
             )
         self.config = digests.unsealed(path, _record(path, CONFIG, CONFIG_MEND), UNSEALED)
-        self.categories: tuple[str, ...] = tuple(map(str, self.config["categories"]))
+        self.categories: tuple[str, ...] = text.names(self.config["categories"], f"the categories of {path}")
 
     def heads(self, stage: str) -> Heads:
         """The heads after `backbone`, `ga`, `polish` or `final`, kernel [c d] and bias [c]."""

@@ -23,8 +23,9 @@ from cftjax.data import preflight
 from cftjax.data.looking import checking, overview
 from cftjax.data.looking import summary as summaries
 from cftjax.default import get_config
-from cftjax.report.tables import FULL_WIDTH
+from cftjax.report.printing import FULL_WIDTH
 from cftjax.runtime import storage
+from cftjax.text import printable
 
 D = TypeVar("D")
 
@@ -97,7 +98,7 @@ def summary(options: Summary[Any]) -> int:
         threads=options.threads,
     )
     for note in dataset.notes:
-        print(note)
+        print(printable(note))
     empty = [split for split, part in found.splits.items() if len(part.missing) == part.images]
     for split in empty:
         # Validation may be a part of train.
@@ -128,11 +129,11 @@ def check(options: Check[Any]) -> int:
     """Print what is broken, and write what was asked for."""
     dataset = load(options.data)
     for note in dataset.notes:
-        print(note, flush=True)
+        print(printable(note), flush=True)
     found = checking.check(dataset.splits, options.threads)
     for listed in (found.broken, found.narrow):
         for one in listed[:MOST_PRINTED]:
-            print(f"{one.split}, image {one.row} ({one.name}): {one.problem}")
+            print(printable(f"{one.split}, image {one.row} ({one.name}): {one.problem}"))
         if len(listed) > MOST_PRINTED:
             print(f"and {len(listed) - MOST_PRINTED:,} more; --json FILE lists them all")
     if options.json is not None:

@@ -17,6 +17,7 @@ import ml_dtypes
 import numpy as np
 from jaxtyping import Float32
 
+from cftjax import text
 from cftjax.data import labels as label_values
 from cftjax.data import meaning
 from cftjax.data.reading import sheets
@@ -125,8 +126,8 @@ def _read_arrays(file: Path) -> dict[str, np.ndarray]:
     arrays, metadata = storage.read_tensors(file)
     if "categories" in metadata:
         try:
-            arrays["categories"] = np.array(json.loads(metadata["categories"]), str)
-        except ValueError as error:
+            arrays["categories"] = np.array(text.names(json.loads(metadata["categories"]), "the categories"), str)
+        except (ValueError, RecursionError) as error:
             raise DataError(
                 f"{file}: categories in its metadata is no JSON list ({error}); use json.dumps(names)."
             ) from error
@@ -185,7 +186,13 @@ def _categories(file: Path, arrays: Mapping[str, np.ndarray], num: int) -> tuple
     """The names in the file, if it has any."""
     if "categories" not in arrays:
         return None
-    names = tuple(map(str, np.ravel(arrays["categories"])))
+    written = arrays["categories"]
+    if written.ndim != 1 or written.dtype.kind != "U":
+        raise DataError(
+            f"{file}: categories is {written.dtype}{list(written.shape)}, which are no names: give [c] texts, one per "
+            "row of the kernel."
+        )
+    names = tuple(map(str, written))
     if len(names) != num or len(set(names)) != num:
         raise DataError(
             f"{file}: categories must be {num} different names, one per row of the kernel; it has {len(set(names))} "

@@ -230,6 +230,7 @@ def report(
     folder: Path | None = None,
     console: Console | None = None,
     progress: Callable[[int, int], None] | None = None,
+    raw: bool = False,
 ) -> dict[str, Any]:
     """Measure, print the tables, and write metrics.json, table.csv, table.txt and the pictures.
 
@@ -241,6 +242,7 @@ def report(
         folder: where to; None writes nothing.
         console: where the tables are printed; None is the terminal.
         progress: told the categories done and all of them.
+        raw: leave names in table.csv alone that a spreadsheet would take for formulas.
 
     Returns:
         What metrics.json holds.
@@ -251,7 +253,7 @@ def report(
     text = printing.printed(lambda width: tables.tables_of(out, width=width), tables.notes(out), console)
     if folder is not None:
         storage.write_bytes(folder / "table.txt", text.encode())
-        storage.write_bytes(folder / "table.csv", tables.to_csv(out).encode())
+        storage.write_bytes(folder / "table.csv", tables.to_csv(out, raw=raw).encode())
         storage.write_json(folder / "metrics.json", out)
         draw(folder, models, measured, out, metric)
     return out

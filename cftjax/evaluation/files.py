@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import difflib
 import io
@@ -23,10 +22,11 @@ from cftjax.data.reading import sheets
 from cftjax.data.reading.problems import Problems, require
 from cftjax.data.reading.sheets import Sheet
 from cftjax.evaluation.studies import Aggregate, aggregated, studies
+from cftjax.report.printing import to_csv
 from cftjax.runtime import storage
 from cftjax.scores.logits import category_groups
 from cftjax.scores.predictions import Block, Predictions, Truth
-from cftjax.text import few, shown
+from cftjax.text import few, for_spreadsheet, from_spreadsheet, shown
 
 # Columns that may name the rows, in this order; upper or lower case is the same.
 KEYS = ("study", "path", "image", "id")
@@ -83,13 +83,13 @@ def read(file: Path) -> Sheet:
     problems = Problems(file)
     sheet = sheets.read(require(file), problems)
     problems.raise_if_any()
-    return sheet
+    return dataclasses.replace(sheet, columns={from_spreadsheet(name): cells for name, cells in sheet.columns.items()})
 
 
 def read_keys(file: Path, sheet: Sheet, column: str) -> list[str]:
     """The names of the rows, without blanks around them."""
     problems = Problems(file)
-    keys = [key.strip() for key in sheet.text(column, problems)]
+    keys = [from_spreadsheet(key.strip()) for key in sheet.text(column, problems)]
     problems.raise_if_any()
     return keys
 
@@ -296,8 +296,15 @@ def read_thresholds(file: Path, categories: Sequence[str]) -> Float64[np.ndarray
     return found
 
 
-def write_predictions(path: Path, truth: Truth, predictions: Predictions, key: str) -> None:
+def write_predictions(path: Path, truth: Truth, predictions: Predictions, key: str, *, raw: bool = False) -> None:
     """One row per image or study, one column of probabilities per category that is given: what `read` reads.
+
+    Args:
+        path: of the .csv.
+        truth: what names the rows.
+        predictions: of the model.
+        key: what the column of the rows' names is called.
+        raw: leave names alone that a spreadsheet would take for formulas, see `text.for_spreadsheet`.
 
     Raises:
         ValueError: where the rows have no names, or are too many for a file made in memory.
@@ -310,12 +317,12 @@ def write_predictions(path: Path, truth: Truth, predictions: Predictions, key: s
     chosen = np.flatnonzero(predictions.given).tolist()
     if len(chosen) * len(truth) > MOST_CELLS:
         raise ValueError(f"{path}: would have {len(chosen) * len(truth):,} cells, more than {MOST_CELLS:,}")
-    columns = [pa.array(list(truth.names))]
+    as_cell = str if raw else for_spreadsheet
+    columns = [pa.array([as_cell(name) for name in truth.names])]
     for some in category_groups(len(truth), len(truth.categories), 1):
         probs = predictions.block(some).probs.astype(np.float64)
         columns += [pa.array(probs[:, c - some.start]) for c in chosen if some.start <= c < some.stop]
-    header = io.StringIO(newline="")
-    csv.writer(header, lineterminator="\n").writerow([key, *(truth.categories[c] for c in chosen)])
+    header = to_csv([[key, *(truth.categories[c] for c in chosen)]], raw=raw)
     table, body = pa.table(columns, names=[str(i) for i in range(len(columns))]), io.BytesIO()
     pyarrow.csv.write_csv(table, body, pyarrow.csv.WriteOptions(include_header=False, quoting_style="needed"))
-    storage.write_bytes(path, header.getvalue().encode() + body.getvalue())
+    storage.write_bytes(path, header.encode() + body.getvalue())

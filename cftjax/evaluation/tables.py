@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
-from rich.text import Text
 
 from cftjax.evaluation.ensemble import NAME
 from cftjax.metrics import MEAN
@@ -74,7 +73,7 @@ def categories(out: Mapping[str, Any], place: int, width: int, most_rows: int) -
     for i in rows_shown(out, most_rows):
         known = [f"{out['known'][kind][i]:,}" for kind in ("positive", "negative")]
         table.add_row(
-            Text(out["categories"][i]),
+            printing.named(out["categories"][i]),
             *(known if wide else known[:1]),
             *(with_interval(one_of(model["intervals"][metric], i)) for metric in MEAN),
             *(percent(model["each"][name][i]) for name in shown),
@@ -96,7 +95,7 @@ def overall(out: Mapping[str, Any], width: int) -> Table:
         table.add_column(TITLES.get(name, name), justify="right", no_wrap=True, min_width=5)
     for model in out["models"]:
         table.add_row(
-            Text(model["name"]),
+            printing.named(model["name"]),
             *(with_interval(model["intervals"][mean]) for mean in MEAN.values()),
             *(percent(model["overall"][name]) for name in shown),
             style="bold" if model["name"] == NAME else "",
@@ -119,15 +118,20 @@ def beside(out: Mapping[str, Any], width: int, most_rows: int) -> Table:
     table.add_column("known +", justify="right", no_wrap=True)
     for model in listed:
         table.add_column(
-            Text(model["name"]), justify="right", no_wrap=True, max_width=MEMBER_WIDTH, min_width=6, overflow="ellipsis"
+            printing.named(model["name"]),
+            justify="right",
+            no_wrap=True,
+            max_width=MEMBER_WIDTH,
+            min_width=6,
+            overflow="ellipsis",
         )
-    table.add_column(Text(last["name"]), justify="right", no_wrap=True, min_width=18, max_width=SCORE_WIDTH)
+    table.add_column(printing.named(last["name"]), justify="right", no_wrap=True, min_width=18, max_width=SCORE_WIDTH)
     if whole:
         table.add_column("over best", justify="right", no_wrap=True)
     shown = rows_shown(out, most_rows)
     for i in shown:
         table.add_row(
-            Text(out["categories"][i]),
+            printing.named(out["categories"][i]),
             f"{out['known']['positive'][i]:,}",
             *(percent(model["each"][metric][i]) for model in listed),
             with_interval(one_of(last["intervals"][metric], i)),
@@ -163,7 +167,7 @@ def differences(out: Mapping[str, Any], width: int) -> Table:
         cells: list[Any] = []
         for mean in MEAN.values():
             cells += [change(pair[mean]), p_value(pair[mean]["p"])]
-        table.add_row(Text(f"{pair['first']} - {pair['second']}"), *cells)
+        table.add_row(printing.named(f"{pair['first']} - {pair['second']}"), *cells)
     return table
 
 
@@ -184,14 +188,16 @@ def weights(out: Mapping[str, Any], width: int, most_rows: int) -> Table:
     listed = list(found["weights"])[:room]
     table.add_column("category", no_wrap=True, max_width=names_width, overflow="ellipsis")
     for name in listed:
-        table.add_column(Text(name), justify="right", no_wrap=True, max_width=MEMBER_WIDTH, overflow="ellipsis")
+        table.add_column(
+            printing.named(name), justify="right", no_wrap=True, max_width=MEMBER_WIDTH, overflow="ellipsis"
+        )
     for title in ("equal", "fitted", "gain"):
         table.add_column(title, justify="right", no_wrap=True, min_width=6)
     shown = rows_shown(out, most_rows)
     for i in shown:
         pair = even[metric][i], fitted[metric][i]
         table.add_row(
-            Text(out["categories"][i]),
+            printing.named(out["categories"][i]),
             *(f"{100 * found['weights'][name][i]:.0f}" for name in listed),
             *map(percent, pair),
             _over_best(pair[:1], pair[1]),
@@ -274,7 +280,7 @@ def undefined(out: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def to_csv(out: Mapping[str, Any]) -> str:
+def to_csv(out: Mapping[str, Any], *, raw: bool = False) -> str:
     """A row per model and category and, last, its overall scores; in [0, 1] at full precision, undefined ones empty."""
     ends = ("low", "high", "resamples")
     header = ["model", "category", "known_positive", "known_negative"]
@@ -298,4 +304,4 @@ def to_csv(out: Mapping[str, Any]) -> str:
         means = {"precision": "CP", "recall": "CR", "F1": "mF1", "ECE": "ECE"}
         row += [None, *(model["overall"][means[name]] for name in rest), None]
         lines.append([*row, *(model["overall"][name] for name in pooled)])
-    return printing.to_csv(lines)
+    return printing.to_csv(lines, raw=raw)

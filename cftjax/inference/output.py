@@ -17,6 +17,7 @@ import pyarrow.parquet
 from jaxtyping import Bool, Float
 
 from cftjax.runtime import storage
+from cftjax.text import for_spreadsheet
 
 ENDINGS = (".csv", ".jsonl", ".parquet")
 # Cells of a block that is held back until it is worth writing: 16 MB.
@@ -72,7 +73,7 @@ def columns(categories: Sequence[str]) -> tuple[str, list[str], list[str], str]:
 
 
 @contextlib.contextmanager
-def writing(path: Path, categories: Sequence[str]) -> Iterator[Callable[[Rows], None]]:
+def writing(path: Path, categories: Sequence[str], *, raw: bool = False) -> Iterator[Callable[[Rows], None]]:
     """Write predictions in any number of parts; the file takes its name when the block ends without an error.
 
     Columns are `path`, one per category with its probability, one per category `NAME decision` with 1 or 0, and
@@ -81,8 +82,13 @@ def writing(path: Path, categories: Sequence[str]) -> Iterator[Callable[[Rows], 
     Args:
         path: with one of `ENDINGS`.
         categories: names, length c.
+        raw: leave names alone that a spreadsheet would take for formulas; in a .csv an apostrophe stands in front of
+            them else, see `text.for_spreadsheet`.
     """
-    path_column, probs, decisions, error = columns(categories)
+    ending = path.suffix.lower()
+    as_cell = for_spreadsheet if ending == ".csv" and not raw else str
+    path_column, *rest = columns(categories)
+    probs, decisions, error = (list(map(as_cell, names)) if isinstance(names, list) else names for names in rest)
     schema = pa.schema(
         [(path_column, pa.string())]
         + [(name, pa.float32()) for name in probs]
@@ -93,7 +99,7 @@ def writing(path: Path, categories: Sequence[str]) -> Iterator[Callable[[Rows], 
 
     def flush() -> None:
         if held:
-            write(_table(held, schema))
+            write(_table(held, schema, as_cell))
             held.clear()
 
     def add(part: Rows) -> None:
@@ -101,24 +107,24 @@ def writing(path: Path, categories: Sequence[str]) -> Iterator[Callable[[Rows], 
         if sum(one.probs.size + len(one.paths) for one in held) >= BLOCK_CELLS:
             flush()
 
-    with storage.replacing(path) as temporary, _writer(temporary, path.suffix.lower(), schema) as write:
+    with storage.replacing(path) as temporary, _writer(temporary, ending, schema) as write:
         yield add
         flush()
 
 
-def _table(parts: Sequence[Rows], schema: pa.Schema) -> pa.Table:
+def _table(parts: Sequence[Rows], schema: pa.Schema, as_cell: Callable[[str], str]) -> pa.Table:
     errors = [error for part in parts for error in part.errors]
     wrong = np.array([bool(error) for error in errors])
     probs, decisions = (np.concatenate([getattr(part, name) for part in parts]) for name in ("probs", "decisions"))
-    paths = [printable(path) for part in parts for path in part.paths]
+    paths = [as_cell(utf8(path)) for part in parts for path in part.paths]
     cells = [pa.array(paths, pa.string())]
     cells += [pa.array(column, mask=wrong) for column in probs.astype(np.float32).T]
     cells += [pa.array(column, mask=wrong) for column in decisions.astype(np.int8).T]
-    cells.append(pa.array([printable(error) or None for error in errors], pa.string()))
+    cells.append(pa.array([as_cell(utf8(error)) or None for error in errors], pa.string()))
     return pa.Table.from_arrays(cells, schema=schema)
 
 
-def printable(text: str) -> str:
+def utf8(text: str) -> str:
     """A path as UTF-8, whatever bytes its name has."""
     return os.fsencode(text).decode("utf-8", "backslashreplace")
 

@@ -21,7 +21,7 @@ from cftjax.report import tables
 from cftjax.report.printing import MOST_ROWS, UNDEFINED, percent, points
 from cftjax.runs import Run
 from cftjax.runtime import storage
-from cftjax.text import few
+from cftjax.text import for_markdown
 
 UNKNOWN = {
     "assume_negative": "counted as negative",
@@ -104,7 +104,7 @@ def _front_matter(run: Run, metrics: Mapping[str, Any] | None) -> Iterator[str]:
 
 
 def _summary(run: Run) -> Iterator[str]:
-    yield f"# {_name(run)}"
+    yield f"# {for_markdown(_name(run))}"
     yield ""
     what = "A multi-label image classifier" if _has_backbone(run) else "The last layer of a multi-label classifier"
     yield (
@@ -113,7 +113,7 @@ def _summary(run: Run) -> Iterator[str]:
         "fine-tuning, [arXiv 2401.16991](https://arxiv.org/abs/2401.16991))."
     )
     yield ""
-    yield f"Categories, in order: {few(run.categories, 100)}."
+    yield f"Categories, in order: {_names(run.categories)}."
 
 
 def _use(run: Run) -> Iterator[str]:
@@ -162,8 +162,8 @@ def _data(run: Run) -> Iterator[str]:
     yield ""
     given = run.config["settings"].get("data", {})
     chosen = [f"{key} {_without_folder(value)}" for key, value in given.items() if value not in (None, [], "")]
-    settings = f" ({', '.join(chosen)})" if chosen else ""
-    yield f"Source: {_source(run)}{settings}."
+    settings = f" ({for_markdown(', '.join(chosen))})" if chosen else ""
+    yield f"Source: {for_markdown(_source(run))}{settings}."
     yield f"Fingerprint of names, labels and settings: `{run.config['fingerprint']}`."
     yield ""
     yield "| split | images | known positive | known negative | uncertain | unknown | could not be opened |"
@@ -212,6 +212,12 @@ def _labels(run: Run) -> Iterator[str]:
         yield f"A -1 in the file was read as {answer}."
 
 
+def _names(names: Sequence[str], most: int = 100) -> str:
+    """Names in a sentence of the card, the first of too many."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(map(for_markdown, names[:most])) + more
+
+
 def _change(difference: Mapping[str, Any]) -> str:
     value, low, high = (difference[key] for key in ("value", "low", "high"))
     ends = [UNDEFINED] if low is None or high is None else [points(low), points(high)]
@@ -242,7 +248,7 @@ def _scores(metrics: Mapping[str, Any]) -> Iterator[str]:
     for c, name in enumerate(names):
         own = {key: difference[metric][key][c] for key in ("value", "low", "high")}
         yield (
-            f"| {_cell(name)} | {percent(before[metric][c])} | {percent(after[metric][c])} | {_change(own)} | "
+            f"| {for_markdown(name)} | {percent(before[metric][c])} | {percent(after[metric][c])} | {_change(own)} | "
             f"{metrics['chosen'][c]} |"
         )
 
@@ -257,11 +263,6 @@ def _cross_validated(run: Run) -> Iterator[str]:
         defined = [score for score in scores if score is not None]
         metric = run.config["settings"]["choose"]["metric"]
         yield f"- {name}: {MEAN[metric]} {percent(float(np.mean(defined)) if defined else None)}"
-
-
-def _cell(value: str) -> str:
-    """A name within a table."""
-    return " ".join(value.split()).replace("|", "\\|")
 
 
 def _decisions(run: Run) -> Iterator[str]:
@@ -286,7 +287,8 @@ def _decisions(run: Run) -> Iterator[str]:
         shown = f"{decisions.UNFITTED}" if math.isnan(value) else "never" if value > 1 else f"{value:.4f}"
         positive, negative = int(found.fitted_on.positive[c]), int(found.fitted_on.negative[c])
         yield (
-            f"| {_cell(category)} | {shown} | {positive:,} | {negative:,} | {_cell(found.notes.get(category, ''))} |"
+            f"| {for_markdown(category)} | {shown} | {positive:,} | {negative:,} | "
+            f"{for_markdown(found.notes.get(category, ''))} |"
         )
 
 
@@ -305,13 +307,13 @@ def _limits(run: Run, metrics: Mapping[str, Any] | None) -> Iterator[str]:
         "purpose."
     )
     untuned = storage.read_json(run.folder / "heads" / "final" / "chosen.json")["untuned"]
-    yield from (f"- Not fine-tuned: {_cell(category)} ({reason})." for category, reason in untuned.items())
+    yield from (f"- Not fine-tuned: {for_markdown(category)} ({reason})." for category, reason in untuned.items())
     if metrics:
         split, metric = tables.reported_split(dict(metrics)), metrics["metric"]
         values = zip(metrics["categories"], metrics[split]["final"][metric], strict=True)
         undefined = [name for name, value in values if value is None]
         if undefined:
-            yield f"- Without a score on {split}, and left out of the means: {few(undefined, 100)}."
+            yield f"- Without a score on {split}, and left out of the means: {_names(undefined)}."
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:
@@ -342,8 +344,8 @@ def _settings(run: Run) -> Iterator[str]:
 
 def _shown(value: Any) -> str:
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return _cell(" ".join(map(str, value)) or "none")
-    return _cell(str(_without_folder(value)))
+        return for_markdown(" ".join(map(str, value)) or "none")
+    return for_markdown(str(_without_folder(value)))
 
 
 def _versions(run: Run) -> Iterator[str]:

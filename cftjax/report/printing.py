@@ -16,6 +16,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from cftjax.text import for_spreadsheet, printable
+
 UNDEFINED = "-"
 FULL_WIDTH = 120
 # Of more categories, tables show the lowest and the highest.
@@ -24,7 +26,13 @@ MOST_ROWS = 120
 
 def begun(title: str) -> Table:
     """A table in the style of all of them."""
-    return Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0), expand=False)
+    return Table(
+        title=Text(printable(title, keep="\n"), style="table.title"),
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+        padding=(0, 1, 0, 0),
+        expand=False,
+    )
 
 
 def printed(tables: Callable[[int], Sequence[Table]], notes: Sequence[str], console: Console | None = None) -> str:
@@ -41,9 +49,14 @@ def printed(tables: Callable[[int], Sequence[Table]], notes: Sequence[str], cons
     for target in (plain, console):
         for table in tables(target.width):
             target.print(table)
-        for note in notes:
+        for note in map(printable, notes):
             target.print(note, markup=False, highlight=False, emoji=False)
     return re.sub(" +$", "", plain.export_text(), flags=re.MULTILINE)
+
+
+def named(name: str) -> Text:
+    """A name as a cell: no markup, and no effect on a terminal."""
+    return Text(printable(name))
 
 
 def percent(value: float | None) -> str:
@@ -82,10 +95,16 @@ def extremes(values: Sequence[float | None], most: int) -> list[int]:
     return sorted({i for _, i in shown})
 
 
-def to_csv(rows: Iterable[Sequence[Any]]) -> str:
-    """Rows as CSV, the first of them the header; None is an empty cell."""
+def to_csv(rows: Iterable[Sequence[Any]], *, raw: bool = False) -> str:
+    """Rows as CSV, the first of them the header; None is an empty cell.
+
+    Args:
+        rows: of texts and numbers.
+        raw: leave texts alone that a spreadsheet would take for formulas, see `text.for_spreadsheet`.
+    """
     file = io.StringIO(newline="")
-    csv.writer(file, lineterminator="\n").writerows(rows)
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerows(row if raw else [for_spreadsheet(cell) for cell in row] for row in rows)
     return file.getvalue()
 
 

@@ -53,10 +53,10 @@ def table(metrics: dict[str, Any], *, most_rows: int = MOST_ROWS, width: int = F
     shown = printing.extremes(changes["value"], most_rows)
     for i in shown:
         out.add_row(
-            Text(metrics["categories"][i]),
+            printing.named(metrics["categories"][i]),
             *(f"{known[kind][i]:,}" for kind in (("positive", "negative") if full else ("positive",))),
             *(percent(scores[stage][metric][i]) for stage in stages),
-            Text(metrics["chosen"][i]),
+            printing.named(metrics["chosen"][i]),
             _change({key: changes[key][i] for key in changes}),
             end_section=i == shown[-1],
         )

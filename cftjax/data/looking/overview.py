@@ -14,7 +14,7 @@ from rich.text import Text
 from cftjax.config import LabelsConfig
 from cftjax.data import hiding
 from cftjax.data.looking.summary import Counts, Range, Summary
-from cftjax.text import few
+from cftjax.text import few, printable
 
 KINDS = {"positive": "1", "negative": "0", "uncertain": "-1", "unknown": "unknown"}
 # Categories up to which co-occurrence is printed whole; of more, the closest pairs.
@@ -41,10 +41,10 @@ def show(summary: Summary, labels_config: LabelsConfig, console: Console, most: 
     for table in tables:
         # Rich would break a title to the width of its table.
         title, table.title = table.title, None
-        console.print(title, style="bold", markup=False, highlight=False, soft_wrap=True)
+        console.print(printable(str(title)), style="bold", markup=False, highlight=False, soft_wrap=True)
         console.print(table)
     for note in notes(summary, labels_config, most):
-        console.print(note, markup=False, highlight=False, emoji=False, soft_wrap=True)
+        console.print(printable(note), markup=False, highlight=False, emoji=False, soft_wrap=True)
 
 
 def splits_table(summary: Summary) -> Table:
@@ -102,7 +102,7 @@ def label_table(names: Sequence[str], groups: Sequence[tuple[str, Counts]], chos
                 columns.append(cells)
                 header = ""
     for name, *row in zip(names, *columns, strict=True):
-        table.add_row(Text(name), *row)
+        table.add_row(Text(printable(name)), *row)
     return table
 
 
@@ -129,7 +129,7 @@ def pair_table(summary: Summary, width: int) -> Table:
             table.add_column(str(number + 1), justify="right", no_wrap=True)
         for number, (name, row) in enumerate(zip(names, shares.tolist(), strict=True)):
             numbers = ["-" if np.isnan(x) else "." if c == number else f"{x:.0f}" for c, x in enumerate(row)]
-            table.add_row(Text(f"{number + 1} {name}"), *numbers)
+            table.add_row(Text(printable(f"{number + 1} {name}")), *numbers)
         return table
     table = new_table(f"Closest pairs: {told}")
     for title in ("row", "column"):
@@ -141,7 +141,9 @@ def pair_table(summary: Summary, width: int) -> Table:
     for row, column in zip(*np.unravel_index(order, score.shape), strict=True):
         if score[row, column] > 0:
             images = f"{pairs.both[row, column]:,} of {pairs.judged[row, column]:,}"
-            table.add_row(Text(names[row]), Text(names[column]), f"{score[row, column]:.0f}", images)
+            table.add_row(
+                Text(printable(names[row])), Text(printable(names[column])), f"{score[row, column]:.0f}", images
+            )
     return table
 
 
