@@ -7,7 +7,7 @@ from cftjax.data.digits import DigitsData
 
 
 def get_config() -> Config[DigitsData]:
-    """Negative mode on digits whose labels are hidden unevenly; see `cftjax.data.digits`."""
+    """Negative mode on digits of which positives are noted first; see `cftjax.data.digits`."""
     return Config(
         data=DigitsData(),
         input=InputConfig(augment="shift", flip=False),

@@ -76,14 +76,14 @@ def test_only_training_labels_are_hidden_and_hidden_labels_are_not_in_the_record
     labels = dataset.splits["train"].labels
     assert not (labels.labels & ~labels.known).any()
     assert not labels.uncertain.any()
-    complete = dataclasses.replace(SMALL, known_proportion=1.0).load().splits["train"].labels
+    complete = dataclasses.replace(SMALL, known_positives=1.0, known_negatives=1.0).load().splits["train"].labels
     assert complete.known.all()
     np.testing.assert_array_equal(labels.labels, complete.labels & labels.known)
 
 
 def test_each_category_is_known_at_very_different_rates_from_site_to_site():
     sites = np.repeat(np.arange(4), 5000)
-    known = digits.draw_known(sites, 0.28, seed=0)
+    known = digits.draw_known(sites, 0.28, [0])
     rates = np.stack([known[sites == site].mean(axis=0) for site in range(4)])
     assert rates.min(axis=0).max() < 0.04
     assert rates.max(axis=0).min() > 0.65
@@ -94,8 +94,17 @@ def test_each_category_is_known_at_very_different_rates_from_site_to_site():
 
 @pytest.mark.parametrize("proportion", [0.05, 0.28, 0.6, 1.0])
 def test_the_known_proportion_is_the_one_asked_for(proportion):
-    known = digits.draw_known(np.repeat(np.arange(4), 5000), proportion, seed=3)
+    known = digits.draw_known(np.repeat(np.arange(4), 5000), proportion, [3])
     np.testing.assert_allclose(known.mean(), proportion, atol=0.01)
+
+
+def test_positives_are_noted_first_and_unevenly_over_sites_and_categories():
+    complete = dataclasses.replace(SMALL, known_positives=1.0, known_negatives=1.0).load().splits["train"].labels.labels
+    known = SMALL.load().splits["train"].labels.known
+    assert 0.4 < known[complete].mean() < 0.6
+    assert known[~complete].mean() < 0.05
+    rates = [known[complete[:, c], c].mean() for c in range(10)]
+    assert max(rates) - min(rates) > 0.05
 
 
 def test_a_site_can_be_told_from_the_colours_of_its_scenes():
@@ -111,7 +120,7 @@ def test_a_site_can_be_told_from_the_colours_of_its_scenes():
     [
         ({"scene_size": 8}, "use 24 or more"),
         ({"num_test": 0}, "at least 1 scene"),
-        ({"known_proportion": 0.0}, "in \\(0, 1\\]"),
+        ({"known_positives": 0.0}, "in \\(0, 1\\]"),
         ({"seed": -1}, "use 0 or more"),
     ],
 )
