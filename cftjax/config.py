@@ -12,6 +12,7 @@ import tyro
 from cftjax.metrics import Metric
 
 PickRule = Literal["best", "one_se", "cross_validated", "shrunken"]
+Rule = Literal["shared", "best", "one_se", "cross_validated", "shrunken"]
 Unknown = Literal[
     "assume_negative",
     "ignore",
@@ -318,11 +319,11 @@ class GAConfig:
     DifferentialEvolution)."""
     population_size: int = 50
     """Candidates per category."""
-    num_generations: int = 400
+    num_generations: int = 200
     """Generations at most, over all starts."""
     patience: int = 15
     """Generations without a strictly better validation score after which a category begins anew, or stops."""
-    dimensions: int | None = 64
+    dimensions: int | None = 16
     """Search in this many leading principal directions of the embeddings; None searches kernel and bias themselves."""
     selection: Literal["roulette", "truncation"] = "truncation"
     """Parents in proportion to fitness, or uniformly from the best `parent-share`."""
@@ -342,7 +343,7 @@ class GAConfig:
     seeds: tuple[Literal["shrunken", "gradient"], ...] = ()
     """What joins copies of the head in the first population: the head halved and left out (with `dimensions` in those
     directions alone), and one step of gradient descent on the known labels."""
-    restarts: int = 30
+    restarts: int = 10
     """How often a category that has run out of patience begins anew, with copies of the head that it began with."""
     embeddings_dtype: Literal["float32", "bfloat16"] = "float32"
     """What the packed embeddings are kept and multiplied in; bfloat16 takes half the memory and less time, and ranks
@@ -375,13 +376,12 @@ class PolishConfig:
     """Validation score that picks."""
     loss: Literal["bce", "asymmetric"] = "bce"
     """Binary cross-entropy, or ASL(gamma_negative 4, gamma_positive 0, clip 0.05)."""
-    optimizer: Literal["newton", "adam"] = "newton"
-    """Newton's method with a fixed bound of the Hessian, of which the last step counts; or Adam, of which the best step
-    by validation counts."""
+    optimizer: Literal["lbfgs", "adam"] = "lbfgs"
+    """L-BFGS, of which the last step counts; or Adam, of which the best step by validation counts."""
     learning_rate: float = 0.03
     """Adam's."""
-    num_steps: int = 60
-    """Steps at most."""
+    num_steps: int = 20
+    """Steps at most; 20 are enough for L-BFGS."""
     patience: int = 60
     """Steps of Adam without a strictly better validation score after which a category stops."""
     dimensions: int | None = 512
@@ -390,10 +390,29 @@ class PolishConfig:
     """What L2 pulls towards: the head it started from, or zero."""
     l2: tuple[float, ...] = (1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5)
     """Strengths of the pull."""
+    spreads: tuple[float, ...] = (0.0, 0.1)
+    """What it costs, where judging images are cross-fitted, that logits differ among all images, labelled or not; the
+    last one alone for the pull towards the start."""
+    strengths: tuple[float, ...] = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+    """What the discriminant adds to every variance, in multiples of the mean variance of a dimension."""
+    unknown_weights: tuple[float, ...] = (0.0, 0.03, 0.1, 0.3, 1.0)
+    """What an unknown label may weigh as a negative, where judging images are cross-fitted."""
+    judging_weights: tuple[float, ...] = (1.0, 4.0, 16.0)
+    """What a judging image may weigh against a learning one, where they are cross-fitted."""
+    folds: int = 5
+    """Folds of the judging images: each is scored by heads that have learned from the others."""
     rule: PickRule = "shrunken"
-    """How one is picked: see `ChooseConfig.rule`."""
+    """How one is picked where `choose.rule` is not `shared`: see there."""
     refit_bias: bool = True
     """Fit the bias to the known training labels afterwards."""
+
+    def __post_init__(self) -> None:
+        """Refuse settings out of range."""
+        for name in ("l2", "spreads", "strengths", "unknown_weights", "judging_weights"):
+            if not (values := getattr(self, name)) or min(values) < 0:
+                raise ValueError(f"polish.{name.replace('_', '-')} {values} must be one or more values of 0 or more")
+        if self.folds < 2:
+            raise ValueError(f"polish.folds {self.folds} cannot be held out in turn: use 2 or more, 5 suit most")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -402,10 +421,15 @@ class ChooseConfig:
 
     metric: Metric = "AP"
     """The score that decides."""
-    rule: PickRule = "cross_validated"
-    """The best score; the best one that exceeds the backbone's by its standard error; the best one if picking on four
-    fifths of validation gains on the last fifth; or the best one after shrinking each gain towards what the candidate
-    gains on the other categories."""
+    rule: Rule = "shared"
+    """For all categories alike, the mean of a discriminant and two regressions that learn from all known labels, with
+    as much of the head that came as validation speaks for; or per category among search, polish and the head that
+    came: the best score; the best one that exceeds the backbone's by its standard error; the best one if picking on
+    four fifths of validation gains on the last fifth; or the best one after shrinking each gain towards what the
+    candidate gains on the other categories."""
+    refit: Literal["all", "none"] = "all"
+    """Learn from the known validation labels as well, by cross-fitting; or keep them out of all learning, as protocols
+    of papers want it. For `shared`; the other rules never learn from them."""
     mixes: tuple[float, ...] = ()
     """Shares of the new head in further candidates between each category's old and new head, in (0, 1)."""
 
@@ -449,8 +473,8 @@ class ReportConfig:
 class TuningConfig:
     """Everything after the embeddings."""
 
-    order: Literal["polish_search", "search_polish"] = "polish_search"
-    """What comes first; the other one starts from its heads."""
+    order: Literal["polish_search", "search_polish"] = "search_polish"
+    """What comes first; the other one starts from its heads. `choose.rule` shared searches first."""
     ga: GAConfig = field(default_factory=GAConfig)
     polish: PolishConfig = field(default_factory=PolishConfig)
     choose: ChooseConfig = field(default_factory=ChooseConfig)

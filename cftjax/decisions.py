@@ -26,6 +26,7 @@ UNFITTED = 0.5
 NEVER = float(np.nextafter(1.0, 2.0))
 # Least slope of a probability over its logit: heads that rank worse than chance are flattened, not turned round.
 LEAST_SCALE = 1e-3
+OUT_OF_FOLD = "each logit is of heads that have not learned from the label it is compared with (out of fold)"
 OPTIMISTIC = (
     "there is no validation split; the model has seen these training labels, so that probabilities and thresholds are "
     "optimistic"
@@ -115,6 +116,7 @@ def fit(
     *,
     categories: Sequence[str],
     split: str,
+    out_of_fold: bool = False,
 ) -> Decisions:
     """Calibrate every category on its known labels, then find its threshold among the calibrated probabilities.
 
@@ -125,6 +127,7 @@ def fit(
         config: rule and calibration.
         categories: names, length c.
         split: what the labels are called.
+        out_of_fold: whether the logits are those of heads that have not learned from these labels, though others have.
     """
     logits, labels, known = np.asarray(logits, np.float64), np.asarray(labels, bool), np.asarray(known, bool)
     c = len(categories)
@@ -150,9 +153,9 @@ def fit(
         thresholds[j] = threshold(probs, y, config.rule, target or 0.0)
         if thresholds[j] == NEVER:
             notes[category] = f"no threshold reaches precision {target:g} in {split}: never decided positive"
-    fitted_on = FittedOn(
-        split, (labels & known).sum(0), (~labels & known).sum(0), "" if split == "validation" else OPTIMISTIC
-    )
+    # Of training labels the backbone has seen all, whatever the heads have.
+    note = OPTIMISTIC if split != "validation" else OUT_OF_FOLD if out_of_fold else ""
+    fitted_on = FittedOn(split, (labels & known).sum(0), (~labels & known).sum(0), note)
     isotonic_knots = tuple(knots) if config.calibration == "isotonic" else ()
     return Decisions(
         tuple(categories),

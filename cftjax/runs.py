@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+from jaxtyping import Float
 
 from cftjax import decisions, text
 from cftjax.decisions import Decisions
@@ -30,7 +32,7 @@ from cftjax.runtime.settings import differences, plain
 from cftjax.types import SPLITS, STAGES, Embeddings, Heads
 
 FORMAT = 1
-DECISIONS = "decisions.json"
+DECISIONS, OUT_OF_FOLD, REFIT = "decisions.json", "out_of_fold.npz", "refit.npz"
 LIBRARIES = ("cftjax", "jax", "jaxlib", "flax", "optax", "evosax", "grain", "orbax-checkpoint", "numpy")
 
 
@@ -116,6 +118,14 @@ class Run:
                 "same options; it keeps everything else"
             )
         return decisions.read(path)
+
+    def out_of_fold(self) -> dict[str, Float[np.ndarray, "v c"]] | None:
+        """Stage -> logits of the images that judged, each by heads that have not learned from it.
+
+        None where no heads have learned from any of them, so that the heads' own logits are as good.
+        """
+        path = self.folder / "heads" / "final" / OUT_OF_FOLD
+        return storage.read_arrays(path) if path.is_file() else None
 
     @property
     def splits(self) -> tuple[str, ...]:

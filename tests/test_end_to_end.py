@@ -10,10 +10,10 @@ import safetensors.numpy
 
 import cftjax
 from cftjax import cli, finetune, train
-from cftjax.cft import tuning
+from cftjax.cft import crossfit
 from cftjax.data.digits import DigitsData
 from cftjax.runtime import interruption
-from cftjax.stages import backbone, heads, outcome
+from cftjax.stages import backbone, outcome
 
 OPTIONS = {
     "--data.num-train": "192",
@@ -56,9 +56,9 @@ def test_a_run_interrupted_in_every_stage_ends_with_the_same_scores(run, tmp_pat
     for module, name in (
         (backbone.loop, "fit"),
         (backbone.embed, "embed"),
-        (heads.tuning, "polish"),
-        (heads.tuning, "search"),
-        (heads.tuning, "choose"),
+        (crossfit, "find"),
+        (crossfit, "learn"),
+        (crossfit, "share"),
         (outcome.decisions, "fit"),
         (outcome.write, "write"),
     ):
@@ -74,33 +74,22 @@ def test_a_signal_during_polish_and_search_saves_and_says_so(run, tmp_path, monk
     folder = shutil.copytree(run, tmp_path / "run")
     shutil.rmtree(folder / "heads" / "polish")
     shutil.rmtree(folder / "heads" / "ga")
-    real = tuning.run_stage
+    for stage, name in (("search", "find"), ("polish", "learn")):
+        real = getattr(crossfit, name)
 
-    def signalled(*args, **kwargs):
-        os.kill(os.getpid(), signal.SIGTERM)
-        return real(*args, **kwargs)
+        def signalled(*args, real=real, **kwargs):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return real(*args, **kwargs)
 
-    for stage in ("polish", "search"):
         with monkeypatch.context() as patch:
-            patch.setattr(tuning, "run_stage", signalled)
+            patch.setattr(crossfit, name, signalled)
             with pytest.raises(interruption.Terminated, match=f"{stage} is saved; the same command goes on from there"):
                 call(patch, train.main, "--workdir", folder, *SMALL)
-        (stored,) = (folder / "heads" / ("ga" if stage == "search" else stage) / "categories").iterdir()
-        if stage == "polish":
-            call_until_polished(monkeypatch, folder)
-    assert "-done" not in stored.name
+        assert any((folder / "heads" / ("ga" if stage == "search" else stage) / "categories").iterdir())
     call(monkeypatch, train.main, "--workdir", folder, *SMALL)
     for stage in ("polish", "ga"):
         name = f"heads/{stage}/heads.npz"
         assert (folder / name).read_bytes() == (run / name).read_bytes()
-
-
-def call_until_polished(monkeypatch, folder):
-    """Go on after the polish was stopped, up to the search."""
-    with monkeypatch.context() as patch:
-        patch.setattr(tuning, "search", stop)
-        with pytest.raises(KeyboardInterrupt):
-            call(patch, train.main, "--workdir", folder, *SMALL)
 
 
 def stop(*args, **kwargs):
@@ -119,7 +108,7 @@ def test_the_report_has_every_key_and_figure_promised(run):
 
 
 def test_other_search_settings_leave_the_backbone_and_embeddings_alone(run, tmp_path, monkeypatch, capsys):
-    kept = ["backbone/history.json", "embeddings/train/z.npy", "heads/polish/heads.npz"]
+    kept = ["backbone/history.json", "embeddings/train/z.npy"]
     before = [(run / name).stat().st_mtime_ns for name in kept]
     call(monkeypatch, train.main, "--workdir", run, *SMALL, "--ga.patience", "10")
     assert "heads/ga: made anew, since patience: 15 -> 10" in capsys.readouterr().out
@@ -191,7 +180,7 @@ def test_without_a_validation_split_the_last_layer_is_cross_validated(run, tmp_p
     capsys.readouterr()
     call(monkeypatch, finetune.main, tmp_path / "alone.npz", "--workdir", tmp_path / "alone", *tuning)
     said = capsys.readouterr().out
-    assert "Cross-validated mAP on the known training labels: polish" in said
+    assert "Cross-validated mAP on the known training labels: discriminant" in said
     assert "no validation split; the model has seen these training labels" in said
     assert cftjax.open_run(tmp_path / "alone").decisions().fitted_on.split == "train"
     assert not (tmp_path / "alone" / "report").exists()

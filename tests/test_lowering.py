@@ -36,7 +36,7 @@ def lowered(program, *arguments):
 
 def columns(categories=2, length=64, genes=4):
     """The arrays of `problems.Rows`."""
-    kinds = (jnp.float32, jnp.bool, jnp.bool, jnp.bool)
+    kinds = (jnp.float32, jnp.bool, jnp.bool, jnp.int32)
     return [array((categories, length, genes)), *(array((categories, length), kind) for kind in kinds)]
 
 
@@ -125,7 +125,7 @@ def test_the_search_lowers(config, slots):
     assert bool(re.search(r"dot_general.*xi8>.*xi32>", text)) == (slots > 0)
 
 
-@pytest.mark.parametrize("config", [PolishConfig(dimensions=4), PAPER.polish], ids=["newton", "adam"])
+@pytest.mark.parametrize("config", [PolishConfig(dimensions=4), PAPER.polish], ids=["lbfgs", "adam"])
 def test_the_polish_lowers(config):
     def program(train, validation):
         return polish._program(config, None)(packing.Rows(*train, slots=0), packing.Rows(*validation, slots=16))

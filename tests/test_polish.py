@@ -42,16 +42,16 @@ def rows_of_one_category(category):
     )
 
 
-def test_newton_reaches_the_logistic_regression_of_scikit_learn():
+def test_the_polish_reaches_the_logistic_regression_of_scikit_learn():
     rows, towards, l2 = rows_of_one_category(1), jnp.zeros(2), jnp.float32([0.05, 1e-3])
 
-    newton = jax.jit(lambda rows: polishing._newton(rows, towards, l2, 60))(rows)
+    fitted = jax.jit(lambda rows: polishing._regressions(rows, towards, l2, 30))(rows)
     known = TRAIN.known[:, 1]
     for i, strength in enumerate((0.05, 1e-3)):
         oracle = LogisticRegression(C=1 / (strength * known.sum()), tol=1e-8, max_iter=1000)
         oracle.fit(TRAIN.z[known], TRAIN.labels[known, 1])
-        np.testing.assert_allclose(newton["genes"][i], oracle.coef_[0], atol=1e-3)
-        np.testing.assert_allclose(newton["bias"][i], oracle.intercept_[0], atol=1e-3)
+        np.testing.assert_allclose(fitted["genes"][i], oracle.coef_[0], atol=1e-3)
+        np.testing.assert_allclose(fitted["bias"][i], oracle.intercept_[0], atol=1e-3)
 
 
 def test_pulls_towards_the_start_and_towards_zero_reach_the_least_objective():
@@ -59,7 +59,7 @@ def test_pulls_towards_the_start_and_towards_zero_reach_the_least_objective():
     packed = packing.rows_of(seen, [0], packing.Shape(256, 0), np.ones(3, np.float32))
     rows = jax.tree.map(lambda x: jnp.asarray(x[0]), packed)
     towards, l2 = jnp.float32([1, 0]), jnp.float32([0.02, 0.02])
-    found = jax.jit(lambda rows: polishing._newton(rows, towards, l2, 60))(rows)
+    found = jax.jit(lambda rows: polishing._regressions(rows, towards, l2, 30))(rows)
     gradient = jax.vmap(jax.grad(polishing._objective), (0, None, 0, 0, None))
     for slope in gradient((found["genes"], found["bias"]), rows, towards, l2, "bce"):
         np.testing.assert_allclose(slope, 0, atol=2e-5)

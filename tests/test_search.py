@@ -313,7 +313,8 @@ def test_rows_drawn_for_a_generation_leave_every_category_something_to_rank():
 def spaces_rows(share_of_positives):
     rng = np.random.default_rng(0)
     labels, where = rng.random((1, 512)) < share_of_positives, np.arange(512)[None] < 400
-    return packing.Rows(np.zeros((1, 512, 2), np.float32), np.zeros((1, 512), np.float32), labels, where, where, 0)
+    z, base, part = np.zeros((1, 512, 2), np.float32), np.zeros((1, 512), np.float32), np.zeros((1, 512), np.int32)
+    return packing.Rows(z, base, labels, where, part, 0)
 
 
 def test_restarts_go_on_where_patience_has_run_out():

@@ -7,7 +7,7 @@ import toy
 import cftjax
 from cftjax import metrics
 from cftjax.cft import rules, tuning
-from cftjax.config import GAConfig, PolishConfig, TuningConfig
+from cftjax.config import ChooseConfig, GAConfig, PolishConfig, TuningConfig
 from cftjax.types import Embeddings
 
 TRAIN, VALIDATION, TEST = (
@@ -16,6 +16,8 @@ TRAIN, VALIDATION, TEST = (
 SMALL = TuningConfig(
     ga=GAConfig(population_size=12, num_generations=20, dimensions=4),
     polish=PolishConfig(num_steps=40, dimensions=5, l2=(0.001, 0.01)),
+    choose=ChooseConfig(rule="cross_validated"),
+    order="polish_search",
 )
 
 

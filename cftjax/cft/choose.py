@@ -25,12 +25,19 @@ class Chosen:
         names: [c] which candidate each category keeps.
         scores: candidate -> [c] validation score, NaN where undefined.
         untuned: category -> why it keeps the first candidate.
+        out_of_fold: [v c] logits of the judging images by heads that have not learned from them, where heads learn from
+            some; else None, and those of `heads` are as good.
+        share: of the heads that came, where all categories have the same; else None.
+        unjudged: categories that follow the others, for no judging label is known of them.
     """
 
     heads: Heads
     names: list[str]
     scores: dict[str, Float[np.ndarray, " c"]]
     untuned: dict[int, str]
+    out_of_fold: Float[np.ndarray, "v c"] | None = None
+    share: float | None = None
+    unjudged: Sequence[int] = ()
 
 
 def mixtures(
@@ -75,7 +82,7 @@ def choose(
             category cannot be judged.
         train: the training embeddings; a category without a known positive and negative there was never tuned.
         validation: the embeddings that judge.
-        config: metric, rule and mixtures; None for the default.
+        config: metric, rule and mixtures; None for `cross_validated`.
         fair_scores: candidate -> [c] what its validation score is worth, where it was made by looking at validation
             (`Found.fair_scores`); NaN where unknown. Mixtures with it are worth as much. The rule `best` takes every
             score at its word.
@@ -83,7 +90,9 @@ def choose(
     Returns:
         Chosen: heads, names (a mixture's is `polish x0.5`), scores and the categories left alone, with the reason.
     """
-    config = config or ChooseConfig()
+    config = config or ChooseConfig(rule="cross_validated")
+    if config.rule == "shared":
+        raise ValueError("rule shared learns heads of its own: call cftjax.fine_tune, or choose by another rule")
     candidates = {**candidates, **mixtures(candidates, train, validation, config.mixes)}
     order, c = list(candidates), len(next(iter(candidates.values())).bias)
     at_once = max(1, LOGITS_BYTES // (4 * len(order) * max(len(validation), 1)))

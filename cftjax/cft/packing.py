@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
-from jaxtyping import Bool, Float, Num
+from jaxtyping import Bool, Float, Int, Num
 from scipy import special
 
 from cftjax.cft import ranking
@@ -24,7 +24,9 @@ from cftjax.types import Array, Embeddings, Heads
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["z", "base", "labels", "where", "first_half"], meta_fields=["slots"]
+    jax.tree_util.register_dataclass,
+    data_fields=["z", "base", "labels", "where", "part"],
+    meta_fields=["slots", "num_parts"],
 )
 @dataclasses.dataclass(frozen=True)
 class Rows:
@@ -37,16 +39,18 @@ class Rows:
         base: [g k], the score that the genes are added to.
         labels: [g k] bool.
         where: [g k] bool, false for padding.
-        first_half: [g k] bool, a half of the positives and of the negatives, or of the groups.
+        part: [g k] int32, which part of the images a row is of: a fold, or a half of the positives and negatives.
         slots: all positives stand among the first so many rows; 0 where they are too many to count by.
+        num_parts: there are.
     """
 
     z: Num[Array, "*g k r"]
     base: Float[Array, "*g k"]
     labels: Bool[Array, "*g k"]
     where: Bool[Array, "*g k"]
-    first_half: Bool[Array, "*g k"]
+    part: Int[Array, "*g k"]
     slots: int
+    num_parts: int = 2
 
 
 def ranking_scores(
@@ -113,22 +117,24 @@ def rows_of(
     z = np.zeros((len(categories), shape.length, seen.z.shape[-1]), dtype)
     base = np.zeros((len(categories), shape.length), np.float32)
     labels, where = (np.zeros((len(categories), shape.length), bool) for _ in range(2))
-    first_half = np.tile(np.arange(shape.length) % 2 == 0, (len(categories), 1))
+    part = np.tile(np.arange(shape.length, dtype=np.int32) % 2, (len(categories), 1))
     member = None if seen.groups is None else np.unique(seen.groups, return_inverse=True)[1]
     for g, c in enumerate(categories):
         rows = np.flatnonzero(seen.known[:, c])
         rows = rows[np.argsort(~np.asarray(seen.labels[rows, c]), kind="stable")]
         labels[g, : len(rows)] = seen.labels[rows, c]
         where[g, : len(rows)] = True
-        if member is not None:
-            first_half[g, : len(rows)] = member[rows] % 2 == 0
+        if seen.part is not None:
+            part[g, : len(rows)] = seen.part[rows]
+        elif member is not None:
+            part[g, : len(rows)] = member[rows] % 2
         for start in range(0, len(rows), ROWS_AT_ONCE):
             some = rows[start : start + ROWS_AT_ONCE]
             block = seen.z[some] if seen.z.ndim == 2 else seen.z[some, c]
             z[g, start : start + len(some)] = block * unit[c]
         if add_base:
             base[g, : len(rows)] = seen.base[rows, c]
-    return Rows(z, base, labels, where, first_half, shape.slots)
+    return Rows(z, base, labels, where, part, shape.slots, 2 if seen.part is None else int(seen.part.max()) + 1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,7 +22,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Float, Int
 
 from cftjax import losses
-from cftjax.cft import packing, rules, spaces
+from cftjax.cft import logistic, packing, rules, spaces
 from cftjax.cft.packing import Rows
 from cftjax.cft.spaces import Leading
 from cftjax.cft.work import Progress, Store, Work, prepare
@@ -81,55 +81,13 @@ def pulls(config: PolishConfig) -> list[Pull]:
 Result = dict[str, jax.Array]
 
 
-def _eigh(x: Float[jax.Array, "r r"]) -> tuple[Float[jax.Array, " r"], Float[jax.Array, "r r"]]:
-    values, vectors = jnp.linalg.eigh(x)
-    return values, vectors
-
-
-def _eigh_by_jacobi(x: Float[jax.Array, "r r"]) -> tuple[Float[jax.Array, " r"], Float[jax.Array, "r r"]]:
-    """For TPUs, whose usual way, by divide and conquer, takes two minutes to compile for 512 directions."""
-    vectors, values = jax.lax.linalg.eigh(x, implementation=jax.lax.linalg.EighImplementation.JACOBI)
-    return values, vectors
-
-
-def _newton(train: Rows, towards: Float[jax.Array, " s"], l2: Float[jax.Array, " s"], num_steps: int) -> Result:
-    """Logistic regressions of one category under s pulls: genes [s r] and bias [s].
-
-    Newton steps with Boehning's bound of the Hessian, a quarter of the rows' covariance (Boehning & Lindsay 1988): in
-    its eigenvectors, which all pulls share, a step is a division. Accelerated as by Nesterov, restarted where the
-    momentum points uphill (O'Donoghue & Candes 2015).
-    """
-    weight = train.where / jnp.sum(train.where)
-    mean = jnp.einsum("k,kr->r", weight, train.z)
-    centred = train.z - mean[None, :]
-    highest = jax.lax.Precision.HIGHEST
-    covariance = jnp.einsum("kr,ks->rs", centred * weight[:, None], centred, precision=highest)
-    variance, basis = jax.lax.platform_dependent(covariance, tpu=_eigh_by_jacobi, default=_eigh)
-    rows = jnp.einsum("kr,rs->ks", centred, basis, precision=highest)
-    # Without a pull, directions in which no row differs must not be divided by nothing.
-    curvature = jnp.maximum(variance[None, :] / 4 + l2[:, None], 1e-6 * variance[-1])
-    offset = towards[:, None] * train.base[None, :]
-
-    def gradient(genes: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logits = jnp.einsum("sr,kr->sk", genes, rows, precision=highest) + offset + bias[:, None]
-        residual = (jax.nn.sigmoid(logits) - train.labels[None, :]) * weight[None, :]
-        along = jnp.einsum("sk,kr->sr", residual, rows, precision=highest) + l2[:, None] * genes
-        return along, jnp.sum(residual, axis=1)
-
-    def step(_: jax.Array, carry: Any) -> Any:
-        genes, bias, last_genes, last_bias, age = carry
-        momentum = age / (age + 3.0)
-        ahead = genes + momentum[:, None] * (genes - last_genes)
-        ahead_bias = bias + momentum * (bias - last_bias)
-        along, up = gradient(ahead, ahead_bias)
-        new, new_bias = ahead - along / curvature, ahead_bias - 4 * up
-        uphill = jnp.sum(along * (new - genes), axis=1) + up * (new_bias - bias) > 0
-        return new, new_bias, genes, bias, jnp.where(uphill, 0.0, age + 1)
-
-    genes, bias = jnp.zeros((len(l2), rows.shape[1])), jnp.zeros(len(l2))
-    genes, bias, *_ = jax.lax.fori_loop(0, num_steps, step, (genes, bias, genes, bias, jnp.zeros(len(l2))))
-    genes = jnp.einsum("sr,dr->sd", genes, basis, precision=highest)
-    return {"genes": genes, "bias": bias - genes @ mean, "step": jnp.full(len(l2), num_steps, jnp.int32)}
+def _regressions(train: Rows, towards: Float[jax.Array, " s"], l2: Float[jax.Array, " s"], num_steps: int) -> Result:
+    """Logistic regressions of one category under s pulls: genes [s r] and bias [s]."""
+    weights = jnp.tile(jnp.asarray(train.where, jnp.float32), (len(l2), 1))
+    penalties = jnp.tile(l2[:, None], (1, train.z.shape[-1]))
+    offsets = towards[:, None] * train.base[None, :]
+    genes, bias = logistic.fit(train.z, train.labels, weights, offsets, penalties, num_steps)
+    return {"genes": genes, "bias": bias, "step": jnp.full(len(l2), num_steps, jnp.int32)}
 
 
 def _objective(parameters: Any, rows: Rows, towards: jax.Array, l2: jax.Array, loss: str) -> jax.Array:
@@ -197,7 +155,7 @@ def _descend(train: Rows, validation: Rows, towards: jax.Array, l2: jax.Array, c
     if config.optimizer == "adam":
         found = _adam(train, lambda genes: score(genes, towards), towards, l2, config)
     else:
-        found = _newton(train, towards, l2, config.num_steps)
+        found = _regressions(train, towards, l2, config.num_steps)
         found["score"] = score(found["genes"], towards)
     return found | {"before": before}
 
@@ -247,8 +205,8 @@ def polish(
         ValueError: for a loss that the optimizer does not minimise.
     """
     config = config or PolishConfig()
-    if config.optimizer == "newton" and config.loss != "bce":
-        raise ValueError("polish.optimizer newton minimises bce alone: use --polish.optimizer adam for asymmetric")
+    if config.optimizer == "lbfgs" and config.loss != "bce":
+        raise ValueError("polish.optimizer lbfgs minimises bce alone: use --polish.optimizer adam for asymmetric")
     work = prepare(heads, train, validation, dimensions=config.dimensions, white=False, leading=leading, mesh=mesh)
     results = _descend_all(work, config, {} if store is None else store, progress)
     kept = _picked(results, work.tuned, pulls(config), work.validation, config, validation.groups)

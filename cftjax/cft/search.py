@@ -45,6 +45,7 @@ class Found:
         held_out: [c] what keeping the best by one half of validation gains on the other half, mean of both ways: a fair
             estimate of the gain, which `after - before` is not, since validation was looked at every generation.
         untuned: category -> why it could not be tuned.
+        elites: of each fold asked for, the heads that are the best without it; `heads` is then their mean.
     """
 
     heads: Heads
@@ -53,6 +54,7 @@ class Found:
     history: Float[np.ndarray, "g c"]
     held_out: Float[np.ndarray, " c"]
     untuned: dict[int, str]
+    elites: Sequence[Heads] = ()
 
     @property
     def fair_scores(self) -> Float[np.ndarray, " c"]:
@@ -73,8 +75,9 @@ class State:
         generation: [g] generations done.
         begun: [g] the generation of the last start.
         restarts: [g] starts after the first.
-        half_best: [g 2] the best score on each half of validation.
-        half_held: [g 2] on the other half, the score of the head that is the best on this one.
+        rest_best: [g j] the best score on validation without each of its parts.
+        rest_genes: [g j r] the head that has it.
+        rest_held: [g 2] of halves, what the head that is the best without one scores on it.
         start: [g r] where it began.
     """
 
@@ -85,8 +88,9 @@ class State:
     generation: jax.Array
     begun: jax.Array
     restarts: jax.Array
-    half_best: jax.Array
-    half_held: jax.Array
+    rest_best: jax.Array
+    rest_genes: jax.Array
+    rest_held: jax.Array
     start: jax.Array
 
 
@@ -107,16 +111,26 @@ def _fitness(rows: Rows, genes: Float[jax.Array, "g p r"], metric: Metric) -> Fl
 
 
 def _judge(rows: Rows, genes: Float[jax.Array, "g r"], metric: Metric) -> tuple[jax.Array, jax.Array]:
-    """Validation score [g] of a head of each category, and its scores on the two halves [g 2]."""
-    scores = _scores(rows, genes[:, None])
-    # As three categories each: traced once, since compiling is what a short search waits for.
-    which = jnp.tile(jnp.arange(3), len(scores))[:, None]
-    scores, labels, where, half = (
-        jnp.repeat(jnp.asarray(x), 3, axis=0) for x in (scores, rows.labels, rows.where, rows.first_half)
+    """Validation score [g] of a head of each category, and its scores without each part of validation [g j]."""
+    scores, ways = _scores(rows, genes[:, None]), rows.num_parts + 1
+    # As so many categories: traced once, since compiling is what a short search waits for.
+    left_out = jnp.tile(jnp.arange(ways) - 1, len(scores))[:, None]
+    scores, labels, where, part = (
+        jnp.repeat(jnp.asarray(x), ways, axis=0) for x in (scores, rows.labels, rows.where, rows.part)
     )
-    where = where & jnp.where(which == 0, True, half == (which == 1))
-    found = packing.ranking_scores(metric, scores, labels, where, rows.slots).reshape(-1, 3)
-    return found[:, 0], found[:, 1:]
+    where = where & (part != left_out)
+    judged = packing.ranking_scores(metric, scores, labels, where, rows.slots).reshape(-1, ways)
+    return judged[:, 0], judged[:, 1:]
+
+
+def _held(better: Bool[jax.Array, "g j"], rest: Float[jax.Array, "g j"], held: jax.Array) -> jax.Array:
+    """What the best without a half scores on it, where there is a new best."""
+    return jnp.where(better, _on_the_parts(rest), held) if held.shape[1] else held
+
+
+def _on_the_parts(rest: Float[jax.Array, "g j"]) -> Float[jax.Array, "g h"]:
+    """Of halves, the scores on each from the scores without each; of more parts nothing."""
+    return rest[:, ::-1] if rest.shape[1] == 2 else rest[:, :0]
 
 
 def _kernel_genes(genes: jax.Array, has_bias: bool) -> jax.Array:
@@ -163,14 +177,15 @@ class _Engine:
         """Seeds [g s r] fill the population in turn; the first is the head to be improved on."""
         size, num = self.config.population_size, seeds.shape[1]
         kernels = _kernel_genes(seeds, self.has_bias)
-        score, halves = _judge(validation, kernels[:, 0], self.config.metric)
+        score, rest = _judge(validation, kernels[:, 0], self.config.metric)
         fitness = -_fitness(train, kernels, self.config.metric)
         turn = jnp.arange(size) % num
         begin = functools.partial(algorithms.start, self.algorithm, self.params)
         state = jax.vmap(begin, (None, 0, 0))(key, seeds[:, turn], fitness[:, turn])
         zeros = jnp.zeros(seeds.shape[:1], jnp.int32)
         first = seeds[:, 0]
-        return State(state, first, score, zeros, zeros, zeros, zeros, halves, halves[:, ::-1], first)
+        each = jnp.repeat(first[:, None], rest.shape[1], axis=1)
+        return State(state, first, score, zeros, zeros, zeros, zeros, rest, each, _on_the_parts(rest), first)
 
     def _patient(self, state: State) -> jax.Array:
         return state.generation - jnp.maximum(state.best_at, state.begun) < self.config.patience
@@ -214,8 +229,8 @@ class _Engine:
             key_tell, population, -fitness, algorithm, self.params
         )
         best = jnp.take_along_axis(population, jnp.argmax(fitness, axis=1)[:, None, None], axis=1)[:, 0]
-        score, halves = _judge(validation, _kernel_genes(best, self.has_bias), self.config.metric)
-        better, half_better = score > state.score, halves > state.half_best
+        score, rest = _judge(validation, _kernel_genes(best, self.has_bias), self.config.metric)
+        better, rest_better = score > state.score, rest > state.rest_best
         return dataclasses.replace(
             state,
             algorithm=algorithm,
@@ -223,8 +238,9 @@ class _Engine:
             score=jnp.where(better, score, state.score),
             best_at=jnp.where(better, state.generation + 1, state.best_at),
             generation=state.generation + 1,
-            half_best=jnp.where(half_better, halves, state.half_best),
-            half_held=jnp.where(half_better, halves[:, ::-1], state.half_held),
+            rest_best=jnp.where(rest_better, rest, state.rest_best),
+            rest_genes=jnp.where(rest_better[:, :, None], best[:, None], state.rest_genes),
+            rest_held=_held(rest_better, rest, state.rest_held),
         )
 
     def _advance(
@@ -281,7 +297,7 @@ def _run_group(
         The state, the best scores after each generation, the scores of the first seeds, and the held-out gains.
     """
     state = engine.start(*rows, jax.device_put(jnp.asarray(seeds), engine.sharding), key)
-    before, halves = np.asarray(state.score), np.asarray(state.half_best)
+    before, on_the_parts = np.asarray(state.score), np.asarray(state.rest_held)
     history = np.zeros((len(seeds), 0), np.float32)
     if running is not None:
         leaves, tree = jax.tree.flatten(state)
@@ -312,8 +328,11 @@ def _run_group(
         report(history, everyone)
     final = everyone()
     # Where a half lacks a positive or a negative, nothing speaks for the search.
-    held_out = np.asarray(jnp.mean(final.half_held - halves[:, ::-1], axis=1))
-    return final, history, before, np.where(np.isnan(held_out), 0.0, held_out).astype(np.float32)
+    gains = np.asarray(final.rest_held) - on_the_parts
+    held_out = gains.mean(axis=1) if gains.shape[1] else np.full(len(gains), np.nan)
+    if gains.shape[1]:
+        held_out = np.where(np.isnan(held_out), 0.0, held_out)
+    return final, history, before, held_out.astype(np.float32)
 
 
 def _replaced(places: Int[np.ndarray, " m"], whole: np.ndarray, some: Any) -> np.ndarray:
@@ -344,6 +363,7 @@ def search(
     key: jax.Array,
     config: GAConfig | None = None,
     seeds: Sequence[Heads] = (),
+    folds: Int[np.ndarray, " v"] | None = None,
     leading: spaces.Leading | None = None,
     store: Store | None = None,
     progress: Progress | None = None,
@@ -358,6 +378,8 @@ def search(
         key: randomness; the same key gives the same heads.
         config: operators, budget and metric; None for the defaults.
         seeds: other heads for the first population; in `dimensions`, as near as those directions come to them.
+        folds: which fold each validation image is of: one run then keeps the best without each of them, and gives back
+            their mean; None keeps the best by all of validation.
         leading: principal directions of the training embeddings, where they have been found already.
         store: where finished categories and the state of running ones are kept; a search given the store of an
             interrupted one goes on where that stood.
@@ -374,23 +396,25 @@ def search(
     """
     config = config or GAConfig()
     work = prepare(heads, train, validation, dimensions=config.dimensions, white=True, leading=leading, mesh=mesh)
+    if folds is not None:
+        work = dataclasses.replace(work, validation=dataclasses.replace(work.validation, part=folds))
     stored = _Stored({} if store is None else store, progress, work, config)
     unit = np.ones(len(work.heads.bias), np.float32) if config.dimensions is None else spaces.spread(work.train)
     population = _first_population(work, unit, seeds, config)
-    results = _results(work, config)
+    results = _results(work, config, 0 if folds is None else int(folds.max()) + 1)
     engine = _engine(config, work.num_genes, config.dimensions is None, work.mesh)
     for group in packing.groups(work.train, work.validation, work.mine, _at_once(work, config)):
         here = list(group.categories)
         found = stored.finished(group)
         if found is None:
             found = _search_group(engine, work, group, unit, population, key, stored)
-        for name, value in found.items():
+        for name, values in results.items():
             if name == "history":
-                results[name][here, : value.shape[1]] = value
+                values[here, : found[name].shape[1]] = found[name]
             else:
-                results[name][here] = value
+                values[here] = found[name]
         stored.count(group, results["after"])
-    work.join([results[name] for name in ("before", "after", "held_out", "history", "genes")])
+    work.join(list(results.values()))
     return _as_found(work, results, unit, train, config)
 
 
@@ -411,12 +435,15 @@ def _first_population(
     return np.concatenate([given, _one_step(work.train, work.heads, unit, config.dimensions is None)], axis=1)
 
 
-def _results(work: Work, config: GAConfig) -> dict[str, np.ndarray]:
+def _results(work: Work, config: GAConfig, num_folds: int) -> dict[str, np.ndarray]:
     """Arrays to be filled group by group, for all categories."""
     c = len(work.heads.bias)
     results: dict[str, np.ndarray] = {name: np.full(c, np.nan, np.float32) for name in ("before", "after", "held_out")}
     results["history"] = np.full((c, config.num_generations), np.nan, np.float32)
-    results["genes"] = np.zeros((c, work.num_genes + (config.dimensions is None)), np.float32)
+    length = work.num_genes + (config.dimensions is None)
+    results["genes"] = np.zeros((c, length), np.float32)
+    if num_folds:
+        results["elites"] = np.zeros((c, num_folds, length), np.float32)
     return results
 
 
@@ -493,6 +520,7 @@ def _search_group(
     results = {
         "held_out": held_out[:size],
         "genes": np.asarray(state.genes)[:size],
+        "elites": np.asarray(state.rest_genes)[:size],
         "before": before[:size],
         "after": np.asarray(state.score)[:size],
         "history": scores[:size, : config.num_generations],
@@ -504,16 +532,27 @@ def _search_group(
 def _as_found(
     work: Work, results: dict[str, np.ndarray], unit: Float[np.ndarray, " c"], train: Embeddings, config: GAConfig
 ) -> Found:
-    """Genes as heads."""
-    kernel, bias, genes = work.heads.kernel.copy(), work.heads.bias.copy(), results["genes"]
+    """Genes as heads; of folds the mean of their elites."""
+
+    def heads_of(genes: Float[np.ndarray, "c r"]) -> Heads:
+        heads = _with_genes(work, genes, unit, whole=config.dimensions is None)
+        return work.refit_bias(heads, train, work.tuned) if config.refit_bias else heads
+
+    elites = results.get("elites")
+    each = [] if elites is None else [heads_of(elites[:, k]) for k in range(elites.shape[1])]
+    heads = heads_of(results["genes"] if elites is None else elites.mean(axis=1))
+    before, after, held_out = (results[name] for name in ("before", "after", "held_out"))
+    return Found(heads, before, after, results["history"].T, held_out, work.untuned, each)
+
+
+def _with_genes(work: Work, genes: Float[np.ndarray, "c r"], unit: Float[np.ndarray, " c"], *, whole: bool) -> Heads:
+    """The heads that genes stand for."""
+    kernel, bias = work.heads.kernel.copy(), work.heads.bias.copy()
     for c in work.tuned:
-        if config.dimensions is None:
+        if whole:
             kernel[c], bias[c] = genes[c, :-1], genes[c, -1]
         else:
             step, shift = work.space.step(genes[c] * unit[c], c)
             kernel[c] += step
             bias[c] += shift
-    heads = Heads(kernel, bias)
-    if config.refit_bias:
-        heads = work.refit_bias(heads, train, work.tuned)
-    return Found(heads, results["before"], results["after"], results["history"].T, results["held_out"], work.untuned)
+    return Heads(kernel, bias)

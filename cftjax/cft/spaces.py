@@ -30,6 +30,11 @@ class Space:
     directions: np.ndarray | None = None
     mean: np.ndarray | None = None
 
+    @property
+    def num_dimensions(self) -> int:
+        """d, of the embeddings, where there are directions."""
+        return 1 if self.directions is None else self.directions.shape[-2]
+
     def step(self, genes: Float[np.ndarray, " r"], category: int) -> tuple[Float[np.ndarray, " d"], float]:
         """What genes [r] add to a category's kernel [d] and bias."""
         if self.directions is None or self.mean is None:
@@ -49,6 +54,7 @@ class Seen:
         labels: [n c] bool.
         known: [n c] bool.
         groups: [n] or None, as in `Embeddings`.
+        part: [n] which fold an image is of; None for halves.
     """
 
     z: Array
@@ -56,6 +62,7 @@ class Seen:
     labels: Bool[Array, "n c"]
     known: Bool[Array, "n c"]
     groups: np.ndarray | None = None
+    part: np.ndarray | None = None
 
 
 def see(split: Embeddings, heads: Heads, space: Space) -> Seen:

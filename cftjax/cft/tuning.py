@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from cftjax import metrics
-from cftjax.cft import packing, rules, spaces
+from cftjax.cft import crossfit, packing, rules, spaces
 from cftjax.cft.choose import Chosen, choose
 from cftjax.cft.polish import Polished, polish
 from cftjax.cft.search import Found, search
@@ -167,6 +167,8 @@ def fine_tune(
     """
     config = config or TuningConfig()
     key = jax.random.key(config.seed) if key is None else key
+    if config.choose.rule == "shared":
+        return crossfit.fine_tune(crossfit.Problem(train, validation, heads, config), key)
     split = parts(train, validation, heads, config)
     config = for_parts(config, split)
     chosen = []

@@ -275,7 +275,8 @@ def _decisions(run: Run) -> Iterator[str]:
         f"`{found.rule}`{target}. Both were fitted on the known labels of {found.fitted_on.split}."
     )
     if found.fitted_on.note:
-        yield f"Beware: {found.fitted_on.note}."
+        note = found.fitted_on.note
+        yield f"Beware: {note}." if note == decisions.OPTIMISTIC else f"{note[0].upper()}{note[1:]}."
     if len(found.categories) > MOST_ROWS:
         yield f"`decisions/{runs.DECISIONS}` has all of them."
         return

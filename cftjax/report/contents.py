@@ -10,6 +10,7 @@ import numpy as np
 
 from cftjax.config import Metric, ReportConfig
 from cftjax.data import leaks
+from cftjax.decisions import Decisions
 from cftjax.metrics import MEAN
 from cftjax.report.mistakes import Heatmaps
 from cftjax.report.page import Setting
@@ -44,6 +45,8 @@ class Results:
             page's mistakes.
         heatmaps: where the images of mistakes speak for their category; None leaves the maps out.
         seed: of the bootstrap.
+        decisions: of the final heads, whose probabilities the pictures show; None shows sigmoids.
+        out_of_fold: stage -> [v c] logits of validation by heads that have not learned from it, where others have.
     """
 
     categories: Sequence[str]
@@ -61,6 +64,8 @@ class Results:
     records: Records | None = None
     heatmaps: Heatmaps | None = None
     seed: int = 0
+    decisions: Decisions | None = None
+    out_of_fold: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     @property
     def judged(self) -> list[str]:
@@ -103,7 +108,12 @@ def measured(results: Results, split: str) -> Measured:
     """Every stage's heads on one split; backbone and final under resampling, and with their reliability."""
     embeddings = results.embeddings[split]
     truth = predictions.of_embeddings(embeddings, results.categories, split)
-    models = predictions.of_heads(embeddings, {stage: results.heads[stage] for stage in STAGES})
+    models = predictions.of_heads(
+        embeddings,
+        {stage: results.heads[stage] for stage in STAGES},
+        {} if results.decisions is None else {"final": results.decisions},
+        results.out_of_fold if split == "validation" else None,
+    )
     models = [dataclasses.replace(m, calibrated=place in (BEFORE, AFTER)) for place, m in enumerate(models)]
     asked = Asked(results.config.resamples, results.seed, resampled=(BEFORE, AFTER), decisions=False)
     return measure.measure(truth, models, asked)

@@ -51,7 +51,10 @@ def sheet_of_images(results: Results) -> Figure:
     rows = np.sort(np.random.default_rng(0).choice(rows, min(NUM_IMAGES, len(rows)), replace=False))
     images = [records.image(row) for row in rows.tolist()]
     z, labels, known = (np.asarray(x[rows]) for x in (embeddings.z, embeddings.labels, embeddings.known))
-    probs = reliability.probabilities(np.asarray(results.heads["final"](z)))
+    raw = np.asarray(results.heads["final"](z))
+    if results.reported == "validation" and "final" in results.out_of_fold:
+        raw = results.out_of_fold["final"][rows]
+    probs = reliability.probabilities(raw) if results.decisions is None else results.decisions.probabilities(raw)
     return figures.image_sheet(
         images, results.categories, probs, labels.astype(bool), known.astype(bool), split=results.reported
     )

@@ -89,7 +89,9 @@ def of_run(run: Run, split: str, name: str) -> tuple[Truth, Predictions]:
     """A run's labels of a split, and what its final heads say: probabilities calibrated as the run's decisions are."""
     embeddings, decisions = run.embeddings(split), run.decisions()
     truth = of_embeddings(embeddings, run.categories, split, run.names(split))
-    (final,) = of_heads(embeddings, {name: run.heads("final")}, {name: decisions})
+    judged = run.out_of_fold() if split == "validation" else None
+    unseen = {} if judged is None else {name: judged["final"]}
+    (final,) = of_heads(embeddings, {name: run.heads("final")}, {name: decisions}, unseen)
     return truth, final
 
 
@@ -101,7 +103,10 @@ def of_embeddings(
 
 
 def of_heads(
-    embeddings: Embeddings, heads: Mapping[str, Heads], decisions: Mapping[str, Decisions] | None = None
+    embeddings: Embeddings,
+    heads: Mapping[str, Heads],
+    decisions: Mapping[str, Decisions] | None = None,
+    out_of_fold: Mapping[str, Float[np.ndarray, "n c"]] | None = None,
 ) -> list[Predictions]:
     """What heads say of the same embeddings, which are read once for all of them.
 
@@ -109,12 +114,13 @@ def of_heads(
         embeddings: of n images.
         heads: name -> heads.
         decisions: name -> calibration and thresholds; without them probabilities are sigmoids of the logits.
+        out_of_fold: name -> logits that stand in for those of heads that have learned from these images.
     """
-    shared, decisions = _SharedLogits(embeddings, heads), decisions or {}
+    shared, decisions, out_of_fold = _SharedLogits(embeddings, heads), decisions or {}, out_of_fold or {}
 
     def block_of(name: str) -> Callable[[slice], Block]:
         def block(some: slice) -> Block:
-            raw = shared.of(some)[name]
+            raw = out_of_fold[name][:, some] if name in out_of_fold else shared.of(some)[name]
             if name not in decisions:
                 return Block(raw, reliability.probabilities(raw))
             return Block(raw, columns(decisions[name], some).probabilities(raw))

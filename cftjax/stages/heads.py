@@ -24,7 +24,7 @@ from cftjax.report.mistakes import Heatmaps
 from cftjax.runs import Run, Stage
 from cftjax.runtime import devices, interruption, storage, tensorboard
 from cftjax.runtime.progress import Progress
-from cftjax.stages import outcome
+from cftjax.stages import crossfit, outcome
 from cftjax.types import Heads, Records
 
 
@@ -49,10 +49,13 @@ def tune(
     """
     settings = list(page.of_config(config))
     embeddings = {split: run.embeddings(split) for split in run.splits}
-    parts = tuning.parts(embeddings["train"], embeddings.get("validation"), run.heads("backbone"), config)
-    config = tuning.for_parts(config, parts)
-    tuned, key = _search_and_polish(run, parts, config, made_from)
-    key = _choose(run, parts, tuned, config, key)
+    if config.choose.rule == "shared":
+        key = crossfit.tune(run, embeddings, config, made_from)
+    else:
+        parts = tuning.parts(embeddings["train"], embeddings.get("validation"), run.heads("backbone"), config)
+        config = tuning.for_parts(config, parts)
+        tuned, key = _search_and_polish(run, parts, config, made_from)
+        key = _choose(run, parts, tuned, config, key)
     outcome.hand_back(run)
     outcome.decide(run, embeddings, config.decide, key)
     return outcome.report(run, embeddings, config, key, settings, records, heatmaps)

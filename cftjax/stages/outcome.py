@@ -44,11 +44,16 @@ def decide(run: Run, embeddings: Mapping[str, Embeddings], config: DecideConfig,
             return
         split = "validation" if "validation" in embeddings else "train"
         seen, final = embeddings[split], {"final": run.heads("final")}
-        groups = []
+        groups, out_of_fold = [], run.out_of_fold()
         for some in category_groups(*seen.labels.shape):
-            raw, names = logits(final, seen, some)["final"], run.categories[some]
+            raw = logits(final, seen, some)["final"] if out_of_fold is None else out_of_fold["final"][:, some]
+            names = run.categories[some]
             labels, known = seen.labels[:, some], seen.known[:, some]
-            groups.append(decisions.fit(raw, labels, known, config, categories=names, split=split))
+            groups.append(
+                decisions.fit(
+                    raw, labels, known, config, categories=names, split=split, out_of_fold=out_of_fold is not None
+                )
+            )
         fitted = decisions.joined(groups)
         decisions.write(stage.folder / runs.DECISIONS, fitted)
         if fitted.fitted_on.note:
@@ -86,7 +91,7 @@ def report(
             card.write(run)
             _say_cross_validated(run, config)
         return {}
-    with run.stage("report", [config.report, config.choose.metric], [made_from]) as stage:
+    with run.stage("report", [config.report, config.choose.metric, config.decide], [made_from]) as stage:
         if not stage.complete and devices.is_primary():
             choice = storage.read_json(run.folder / "heads" / "final" / "chosen.json")
             results = Results(
@@ -105,6 +110,8 @@ def report(
                 records=records,
                 heatmaps=heatmaps,
                 seed=config.seed,
+                decisions=run.decisions(),
+                out_of_fold=run.out_of_fold() or {},
             )
             write.write(stage.folder, results)
     if devices.is_primary():

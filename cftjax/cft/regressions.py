@@ -1,0 +1,175 @@
+"""The polish in every lane of a pool: regressions under many recipes, learned side by side, category by category."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import zlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Float, Int
+
+from cftjax.cft import extents, logistic, packing
+from cftjax.cft.members import Member
+from cftjax.cft.pool import LEARNING, Pool
+from cftjax.cft.work import Progress, Store
+from cftjax.runtime import devices
+
+# Unknown rows that stand in for all of a category's, with the weight of those left out: so many leave the mean of the
+# negatives as sharp as that of the positives is at best.
+UNKNOWN_ROWS = 16_384
+
+
+class Recipe(NamedTuple):
+    """How a head is learned.
+
+    Attributes:
+        towards: 1 to be pulled to the head it starts from, 0 to zero.
+        spread: half its product with the variance of the logits of all images, labelled or not, joins the loss.
+        l2: half its product with the squared length joins the loss.
+        unknown_weight: of an unknown label, as a negative.
+        judging_weight: of a judging image against a learning one.
+    """
+
+    towards: float
+    spread: float
+    l2: float
+    unknown_weight: float = 0.0
+    judging_weight: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """For a table."""
+        words = f"{'start' if self.towards else 'zero'} {self.l2:g}"
+        words += f" spread {self.spread:g}" if self.spread else ""
+        words += f" unknown {self.unknown_weight:g}" if self.unknown_weight else ""
+        return words + (f" judging x{self.judging_weight:g}" if self.judging_weight != 1 else "")
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What is to be learned.
+
+    Attributes:
+        pool: the images.
+        recipes: s of them.
+        start: [l c r] what is added to the head that came before the regressions start from it.
+        num_steps: of the solver.
+        seed: of the unknown rows that stand in for all.
+    """
+
+    pool: Pool
+    recipes: Sequence[Recipe]
+    start: Float[np.ndarray, "l c r"]
+    num_steps: int
+    seed: int
+
+    def rows(self, category: int) -> tuple[Int[np.ndarray, " k"], float]:
+        """The rows that count for a category, and what an unknown one of them stands for."""
+        known = np.flatnonzero(self.pool.known[:, category])
+        if not any(recipe.unknown_weight for recipe in self.recipes):
+            return known, 1.0
+        unknown = np.flatnonzero(self.pool.unknown[:, category])
+        if len(unknown) <= UNKNOWN_ROWS:
+            return np.sort(np.concatenate([known, unknown])), 1.0
+        drawn = np.random.default_rng([self.seed, category]).choice(unknown, UNKNOWN_ROWS, replace=False)
+        return np.sort(np.concatenate([known, drawn])), len(unknown) / UNKNOWN_ROWS
+
+    def arguments(self, category: int, length: int) -> tuple[np.ndarray, ...]:
+        """Those of `logistic.fit`, regressions ordered by recipe and then by lane, rows padded to a length."""
+        pool, (rows, stands_for) = self.pool, self.rows(category)
+        padding = length - len(rows)
+        z = np.asarray(pool.of_category(category)[rows], np.float32)
+        known, judging = pool.known[rows, category], pool.fold[rows] != LEARNING
+        learns = [pool.learns(lane)[rows] for lane in range(pool.num_lanes)]
+        starts = pool.base[rows, category] + self.start[:, category] @ z.T
+        weights, offsets, penalties = [], [], []
+        for recipe in self.recipes:
+            weight = np.where(known, 1.0, recipe.unknown_weight * stands_for)
+            weight = weight * np.where(judging, recipe.judging_weight, 1.0)
+            weights += [weight * learned for learned in learns]
+            offsets.append(recipe.towards * starts)
+            penalty = recipe.spread * pool.variance_of(category) + recipe.l2
+            penalties += [penalty] * pool.num_lanes
+        wide = ((0, 0), (0, padding))
+        return (
+            np.pad(z, ((0, padding), (0, 0))),
+            np.pad(pool.labels[rows, category], (0, padding)),
+            np.pad(np.stack(weights).astype(np.float32), wide),
+            np.pad(np.concatenate(offsets).astype(np.float32), wide),
+            np.stack(penalties).astype(np.float32),
+        )
+
+
+@functools.lru_cache(maxsize=8)
+def _program(num_steps: int, mesh: Mesh | None) -> Any:
+    """Arguments with the categories first to genes and biases; kept, so that a second call compiles nothing."""
+    of_group = jax.vmap(functools.partial(logistic.fit, num_steps=num_steps))
+    if mesh is None:
+        return jax.jit(of_group)
+    split = PartitionSpec("data")
+    return jax.jit(jax.shard_map(of_group, mesh=mesh, in_specs=(split,) * 5, out_specs=split, check_vma=False))
+
+
+def learn(
+    task: Task,
+    tuned: Sequence[int],
+    *,
+    store: Store | None = None,
+    progress: Progress | None = None,
+    mesh: Mesh | None = None,
+) -> list[Member]:
+    """A member for each recipe; categories that are not tuned have genes of 0.
+
+    Args:
+        task: what is to be learned.
+        tuned: the categories.
+        store: where finished categories are kept, so that an interrupted call goes on.
+        progress: called with categories done, categories, and 0.
+        mesh: devices with an axis `data`, over which categories are split; None for one device.
+    """
+    pool, store = task.pool, {} if store is None else store
+    extent = (pool.labels.shape[1], len(task.recipes), pool.num_lanes, pool.z.shape[-1])
+    genes = np.zeros(extent, np.float32)
+    several = mesh is not None and jax.process_count() > 1
+    own = devices.local(mesh) if mesh is not None else None
+    mine = sorted(devices.share(list(tuned))) if several else list(tuned)
+    done = 0
+    for group, length in _groups(task, mine, 1 if own is None else own.size):
+        name = f"regressions-{group[0]}-{zlib.crc32(str((group, task.recipes)).encode()):08x}"
+        results = store.get(name)
+        if results is None:
+            padded = [*group, *[group[-1]] * (-len(group) % (1 if own is None else own.size))]
+            arguments = [np.stack(each) for each in zip(*(task.arguments(c, length) for c in padded), strict=True)]
+            results = {"genes": np.asarray(_program(task.num_steps, own)(*arguments)[0])[: len(group)]}
+            store[name] = results
+        genes[group] = results["genes"].reshape(len(group), *extent[1:])
+        done += len(group)
+        if progress is not None:
+            progress(done, len(mine), 0.0)
+    if several:
+        packing.join_hosts(mine, [genes])
+    return [_member(task, recipe, genes[:, s]) for s, recipe in enumerate(task.recipes)]
+
+
+def _groups(task: Task, categories: Sequence[int], size: int) -> list[tuple[list[int], int]]:
+    """Categories whose rows are padded to the same length, as many as there are devices, and that length."""
+    alike: dict[int, list[int]] = {}
+    for c in categories:
+        alike.setdefault(extents.padded_length(len(task.rows(c)[0])), []).append(c)
+    return [
+        (members[start : start + size], length)
+        for length, members in sorted(alike.items(), reverse=True)
+        for start in range(0, len(members), size)
+    ]
+
+
+def _member(task: Task, recipe: Recipe, genes: Float[np.ndarray, "c l r"]) -> Member:
+    """Genes as steps from the head that came, or from nothing."""
+    lanes = np.swapaxes(genes, 0, 1)
+    start = np.full(lanes.shape[:2], recipe.towards, np.float32)
+    return Member(recipe.name, start, lanes + recipe.towards * task.start)
