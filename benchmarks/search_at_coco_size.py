@@ -15,9 +15,10 @@ import dataclasses
 import resource
 import tempfile
 import time
+from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import generated
 import jax
@@ -26,11 +27,11 @@ from matplotlib.figure import Figure
 from search_vs_mlcpl import mean_ap
 
 from cftjax import cli
-from cftjax.cft import tuning
-from cftjax.cft.search import Found
-from cftjax.config import ORDERS, TuningConfig
+from cftjax.cft import crossfit
+from cftjax.config import TuningConfig
 from cftjax.types import Embeddings, Heads
 
+T = TypeVar("T")
 VALIDATION_SHARE = 0.1
 PREVALENCES = (0.0015, 0.55)
 
@@ -76,19 +77,18 @@ def make(size: Size, folder: Path) -> tuple[Embeddings, Embeddings, Heads]:
 
 def tune(train: Embeddings, validation: Embeddings, heads: Heads) -> tuple[dict[str, float], Heads]:
     """Seconds of each stage of the default recipe, and the heads chosen."""
-    config, key = TuningConfig(), jax.random.key(0)
-    part = tuning.parts(train, validation, heads, config)[0]
-    candidates, current, seconds, fair_scores = {"backbone": heads}, heads, {}, {}
-    for stage in ORDERS[config.order]:
-        begun = time.perf_counter()
-        found = tuning.run_stage(stage, part, current, config, key)
-        current = candidates[stage] = found.heads
-        if isinstance(found, Found):
-            fair_scores[stage] = found.fair_scores
-        seconds[stage] = time.perf_counter() - begun
-    begun = time.perf_counter()
-    chosen = tuning.choose_of(part, candidates, config, fair_scores)
-    return seconds | {"choice": time.perf_counter() - begun}, chosen.heads
+    problem, seconds = crossfit.Problem(train, validation, heads, TuningConfig()), {}
+
+    def timed(stage: str, work: Callable[[], T]) -> T:
+        begun = time.perf_counter(), time.process_time()
+        result = work()
+        seconds[stage] = time.perf_counter() - begun[0]
+        print(f"{stage}: {seconds[stage]:.0f} s, {time.process_time() - begun[1]:.0f} s of processors", flush=True)
+        return result
+
+    winners = timed("search", lambda: crossfit.find(problem, jax.random.key(0)))
+    whole = timed("polish", lambda: crossfit.learn(problem, crossfit.lanes_of(winners)))
+    return seconds, timed("choice", lambda: crossfit.share(problem, whole)).heads
 
 
 def peak_gigabytes() -> float:

@@ -100,7 +100,9 @@ class Run:
         self.categories: tuple[str, ...] = text.names(self.config["categories"], f"the categories of {path}")
 
     def heads(self, stage: str) -> Heads:
-        """The heads after `backbone`, `ga`, `polish` or `final`, kernel [c d] and bias [c]."""
+        """The heads after `backbone`, `ga`, `polish` or `final`, kernel [c d] and bias [c]; or `refit`."""
+        if stage == "refit":
+            return storage.read_heads(self.folder / "heads" / "polish" / REFIT)
         if stage not in STAGES:
             raise ValueError(f"heads {stage!r} is not one of {', '.join(STAGES)}")
         return storage.read_heads(self.folder / "heads" / stage / "heads.npz")

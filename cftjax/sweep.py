@@ -25,7 +25,7 @@ from cftjax.data import preflight
 from cftjax.default import get_config
 from cftjax.metrics import MEAN
 from cftjax.report import sweep_scores, sweep_table
-from cftjax.report.sweep_scores import MODES, RunScores, SweepScores
+from cftjax.report.sweep_scores import FULL, MODES, RunScores, SweepScores
 from cftjax.runtime import devices, hosts
 from cftjax.stages import backbone, heads
 from cftjax.types import SPLITS, Dataset
@@ -51,6 +51,8 @@ class Sweep(cli.Experiment[D]):
     """What unknown labels become while the backbone trains: a row of the table for each."""
     tuned: tuple[Unknown, ...] = ()
     """Of these modes the ones that CFT is put on top of; none given, all of them."""
+    full_labels: bool = False
+    """One more run of each seed, of which no label is hidden: what all labels of the same images would give."""
 
 
 def main() -> None:
@@ -81,6 +83,8 @@ def main() -> None:
                 own = part(config, proportion, seed, mode)
                 others = [other for other in runs_in(sweep.workdir) if other != folder]
                 found[mode][-1].append(one_run(loaded, own, folder, split, mode in tuned, others))
+    if sweep.full_labels:
+        found[FULL] = [full_labels(loaded, sweep, seed, split) for seed in seeds]
     if not devices.is_primary():
         return
     first = next(iter(found.values()))[0][0]
@@ -157,6 +161,18 @@ def part(config: Config[Any], proportion: float, seed: int, unknown: Unknown) ->
     return dataclasses.replace(config, labels=labels, seed=seed)
 
 
+def full_labels(loaded: Dataset, sweep: Sweep[Any], seed: int, split: str) -> list[RunScores]:
+    """The run of which no label is hidden, once for every proportion."""
+    suffix = "" if seed == sweep.config.seed else f"-seed-{seed}"
+    folder = sweep.workdir / f"full{suffix}"
+    if devices.is_primary():
+        print(f"Run {folder}", flush=True)
+    own = part(sweep.config, 1.0, seed, "ignore")
+    own = dataclasses.replace(own, labels=dataclasses.replace(own.labels, hide="none"))
+    others = [other for other in runs_in(sweep.workdir) if other != folder]
+    return [one_run(loaded, own, folder, split, False, others)] * len(sweep.known_proportions)
+
+
 def runs_in(folder: Path) -> list[Path]:
     """The runs of a sweep so far."""
     return sorted(path.parent for path in folder.glob("*/config.json"))
@@ -180,7 +196,8 @@ def one_run(
         if not tuned:
             return sweep_scores.of_run(run, split, config.choose.metric, ["backbone"], config.report.resamples)
         reported = heads.tune(run, config, made_from, dataset.splits.get("test"))
-        measured = sweep_scores.of_run(run, split, config.choose.metric, ["backbone", "final"], config.report.resamples)
+        stages = ["backbone", "final", *(["refit"] if config.choose.rule == "shared" else [])]
+        measured = sweep_scores.of_run(run, split, config.choose.metric, stages, config.report.resamples)
     mean = MEAN[config.choose.metric]
     between = {stage: reported[split][stage][mean] for stage in ORDERS[config.order]}
     scores = {stage: math.nan if score is None else score for stage, score in between.items()}

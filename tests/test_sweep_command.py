@@ -20,7 +20,8 @@ OPTIONS = {
     "--data.num-train": "192",
     "--data.num-validation": "96",
     "--data.num-test": "96",
-    "--data.known-proportion": "1",
+    "--data.known-positives": "1",
+    "--data.known-negatives": "1",
     "--labels.hide": "uniform",
     "--training.epochs": "1",
     "--training.batch-size": "32",
@@ -33,12 +34,13 @@ OPTIONS = {
     "--report.resamples": "5",
 }
 SMALL = [word for pair in OPTIONS.items() for word in pair]
-METHODS = ["Negative", "Ignore", "CFT polish", "CFT polish, then search", "CFT final", "CFT on Ignore"]
+REFIT = "Ignore, refit on all known labels"
+METHODS = ["Negative", "Ignore", "CFT search", "CFT search, then polish", "CFT final", "CFT on Ignore", REFIT]
 RUNS = ("negative", "ignore")
 # Of the methods.
 ROWS = [
     (RUNS[i], stage)
-    for i, stage in zip((0, 1, 0, 0, 0, 1), ["backbone", "backbone", "polish", "ga", "final", "final"], strict=True)
+    for i, stage in zip((0, 1, 0, 0, 0, 1), ["backbone", "backbone", "ga", "polish", "final", "final"], strict=True)
 ]
 OWN = [("CFT final", "Negative"), ("CFT on Ignore", "Ignore")]
 
@@ -70,7 +72,8 @@ def test_a_sweep_that_is_stopped_goes_on_and_its_table_is_that_of_its_runs(tmp_p
     content = json.loads((tmp_path / "table.json").read_text())
     assert list(content["methods"]) == METHODS
     found = {mode: json.loads((tmp_path / f"{mode}-0.5/report/metrics.json").read_text()) for mode in RUNS}
-    for method, (mode, stage) in zip(METHODS, ROWS, strict=True):
+    assert content["methods"][REFIT]["stage"] == "refit"
+    for method, (mode, stage) in zip(METHODS[:-1], ROWS, strict=True):
         score = content["methods"][method]["scores"][0][0]
         np.testing.assert_allclose(score, found[mode]["test"][stage]["mAP"], rtol=1e-6)
     # The same resamples as in the reports, whose seed is the runs'.
@@ -87,7 +90,7 @@ def test_a_sweep_that_is_stopped_goes_on_and_its_table_is_that_of_its_runs(tmp_p
     assert json.loads((tmp_path / "table.json").read_text()) == content
     call(monkeypatch, *words, "--tuned", "ignore")
     fewer = json.loads((tmp_path / "table.json").read_text())["methods"]
-    assert list(fewer) == ["Negative", "Ignore", "CFT on Ignore"]
+    assert list(fewer) == ["Negative", "Ignore", "CFT on Ignore", REFIT]
     assert fewer == {name: content["methods"][name] for name in fewer}
 
 

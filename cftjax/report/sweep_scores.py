@@ -38,8 +38,16 @@ MODES = {
     "curriculum": Mode("Curriculum", "curriculum"),
 }
 FINAL = "CFT final"
+# Not a mode: runs of which no label is hidden. And what Ignore comes to by learning from validation labels as well.
+FULL, FULL_TITLE = "full_labels", "Full labels"
+REFIT = "Ignore, refit on all known labels"
 # The same resamples for all runs, so that any two of them can be compared.
 BOOTSTRAP_SEED = 0
+
+
+def title_of(mode: str) -> str:
+    """What a table calls a mode, or the runs without hidden labels."""
+    return FULL_TITLE if mode == FULL else MODES[mode].title
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +88,7 @@ class SweepScores:
     """What a sweep has come to.
 
     Attributes:
-        runs: mode -> seed by seed, proportion by proportion.
+        runs: mode, or `FULL` -> seed by seed, proportion by proportion.
         tuned: modes that CFT was put on top of.
         order: of the stages of CFT.
         proportions: of the columns.
@@ -106,14 +114,17 @@ class SweepScores:
     @property
     def rows(self) -> dict[str, tuple[str, str]]:
         """Name of each row -> mode and stage of the heads, in the order of the table."""
-        rows = {MODES[mode].title: (mode, "backbone") for mode in self.runs}
+        rows = {title_of(mode): (mode, "backbone") for mode in self.runs}
         if "assume_negative" in self.tuned:
             first, second = (tables.TITLES[stage] for stage in ORDERS[self.order])
             stages = (*ORDERS[self.order], "final")
             for name, stage in zip((f"CFT {first}", f"CFT {first}, then {second}", FINAL), stages, strict=True):
                 rows[name] = ("assume_negative", stage)
         others = [mode for mode in self.runs if mode in self.tuned and mode != "assume_negative"]
-        return rows | {f"CFT on {MODES[mode].title}": (mode, "final") for mode in others}
+        rows |= {f"CFT on {MODES[mode].title}": (mode, "final") for mode in others}
+        if "ignore" in self.tuned and all("refit" in run.scores for runs in self.runs["ignore"] for run in runs):
+            rows[REFIT] = ("ignore", "refit")
+        return rows
 
     @property
     def methods(self) -> dict[str, Float[np.ndarray, "s p"]]:
@@ -138,14 +149,15 @@ class SweepScores:
 
     @property
     def gains(self) -> list[Gain]:
-        """Every row after CFT over its own backbone, and over that of Ignore mode."""
+        """Every row after CFT over its own backbone, and over that of Ignore mode, as it is and refitted."""
         rows, ignore = self.rows, MODES["ignore"].title
         gains = []
         for name, (mode, stage) in rows.items():
             if stage != "final":
                 continue
             own = MODES[mode].title
-            for over in (own, ignore) if ignore in rows and own != ignore else (own,):
+            others = [other for other in (ignore, REFIT) if other in rows and other != own]
+            for over in (own, *others):
                 for place, proportion in enumerate(self.proportions):
                     gains.append(Gain(name, over, proportion, self.gain(rows[name], rows[over], place)))
         return gains

@@ -46,7 +46,7 @@ def write(folder: Path, scores: SweepScores, labels: LabelsConfig, console: Cons
 def figure(scores: SweepScores) -> Figure:
     """Lines over proportions; of more than two modes, what CFT makes of each, a panel for each proportion."""
     mean, rows = MEAN[scores.metric], scores.rows
-    if len(scores.runs) <= 2:
+    if len([mode for mode in scores.runs if mode != sweep_scores.FULL]) <= 2:
         return figures.over_proportions(
             scores.proportions,
             scores.methods,
@@ -55,7 +55,11 @@ def figure(scores: SweepScores) -> Figure:
             split=scores.split,
         )
     methods = scores.methods
-    before = {MODES[mode].title: methods[name] for name, (mode, stage) in rows.items() if stage == "backbone"}
+    before = {
+        MODES[mode].title: methods[name]
+        for name, (mode, stage) in rows.items()
+        if stage == "backbone" and mode != sweep_scores.FULL
+    }
     after = {MODES[mode].title: methods[name] for name, (mode, stage) in rows.items() if stage == "final"}
     return figures.over_modes(
         before,
@@ -111,7 +115,7 @@ def _gain_cell(interval: Interval) -> str:
 
 def notes(scores: SweepScores, labels: LabelsConfig) -> list[str]:
     """What a reader of the tables must know besides: the split, the seeds, what the rows are."""
-    modes = [f"{MODES[mode].title} ({mode})" for mode in scores.runs]
+    modes = [f"{MODES[mode].title} ({mode})" for mode in scores.runs if mode != sweep_scores.FULL]
     lines = [
         f"Scored on {scores.split}: {scores.num_images:,} images, {scores.num_categories:,} categories. "
         f"Training labels hidden: {labels.hide}, seed {labels.hide_seed}.",
@@ -121,6 +125,13 @@ def notes(scores: SweepScores, labels: LabelsConfig) -> list[str]:
         lines.append(
             f"Shares are those of the positive labels; of the negative ones {labels.known_negatives:.1%} stay known."
         )
+    if sweep_scores.REFIT in scores.rows:
+        lines.append(
+            f"{sweep_scores.REFIT}: ridge regressions from the known labels of train and validation, "
+            "one cross-fitted strength for all categories."
+        )
+    if sweep_scores.FULL in scores.runs:
+        lines.append(f"{sweep_scores.FULL_TITLE}: no training label hidden; the same in every column.")
     if FINAL in scores.rows:
         lines.append("CFT by stages, and CFT final, start from Negative.")
     if scores.split == "validation":
