@@ -142,6 +142,7 @@ def results(file: Path, path: Path, seeds: int, ablation: bool) -> Iterator[dict
     for seed in range(seeds):
         for name, hide in PROBLEMS.items():
             if (name, seed) not in done:
+                jax.clear_caches()  # so many programs at once exhaust what a process may map of memory
                 p = make(file, hide, seed)
                 made = rows_of(p, seed, ablation)
                 row = {"problem": name, "seed": seed, "notes": made["notes"]}

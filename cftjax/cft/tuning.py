@@ -62,7 +62,7 @@ def parts(train: Embeddings, validation: Embeddings | None, heads: Heads, config
     if config.order != "polish_search":
         raise ValueError(
             "without a validation split the heads start from zero, where a search finds nothing: carve a validation "
-            "split (--split.validation-share 0.1), or use --order polish_search (the recipe `default`)"
+            "split (--split.validation-share 0.1), or use --order polish_search, or --choose.rule shared"
         )
     zero = Heads(np.zeros_like(heads.kernel), np.zeros_like(heads.bias))
     labels, known = np.asarray(train.labels, bool), np.asarray(train.known, bool)
