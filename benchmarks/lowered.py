@@ -13,7 +13,10 @@ from cftjax import backbones, types
 from cftjax.config import BackboneConfig, TrainingConfig
 from cftjax.embeddings import embed as embedding
 from cftjax.runtime import devices
+from cftjax.training import classifier
+from cftjax.training import state as states
 from cftjax.training import step as steps
+from cftjax.training.classifier import Architecture
 
 
 def array(shape: tuple[int, ...], dtype: Any, sharding: Any) -> Any:
@@ -23,9 +26,9 @@ def array(shape: tuple[int, ...], dtype: Any, sharding: Any) -> Any:
 
 def train(mesh: Mesh, name: str, size: int, batch: int, categories: int, remat: bool) -> tuple[Any, Any]:
     """One step of training in bfloat16, Adam: the lowered program, and its state as shapes."""
-    architecture = (BackboneConfig(name, remat=remat, image_size=size), categories, jnp.bfloat16)
-    graphdef, *shapes = steps.abstract_classifier(*architecture)
-    spec = steps.new_spec(graphdef, TrainingConfig(), 1000, mesh)
+    architecture = Architecture(BackboneConfig(name, remat=remat, image_size=size), categories, jnp.bfloat16)
+    model = classifier.abstract(architecture)
+    spec = states.new_spec(model, TrainingConfig(), 1000, mesh)
     split = devices.sharded(mesh)
     given = types.Batch(
         array((batch, size, size, 3), jnp.float32, split),
@@ -34,7 +37,7 @@ def train(mesh: Mesh, name: str, size: int, batch: int, categories: int, remat: 
         array((batch,), jnp.int32, split),
     )
     step: Any = steps.compiled(spec)
-    state = steps.abstract_state(spec, *shapes)
+    state = states.abstract_state(spec, model)
     return step.lower(state, given), state
 
 

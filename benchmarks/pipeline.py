@@ -31,7 +31,7 @@ from cftjax.data.reading import files
 from cftjax.input import pipeline
 from cftjax.input.preprocessing import Preprocessing
 from cftjax.runtime import devices
-from cftjax.training import loop
+from cftjax.training import images, loop
 
 # Steps that do not count: the first compiles, and the threads have worked ahead meanwhile.
 WARM_UP = 5
@@ -138,7 +138,7 @@ def waiting(dataset: types.Dataset, options: Options) -> tuple[float, float, flo
         training=TrainingConfig(batch_size=options.batch_size, max_steps=options.steps + WARM_UP),
     )
     with tempfile.TemporaryDirectory() as folder:
-        run = loop.Training(loop.Images(dataset, config), config, Path(folder), devices.mesh())
+        run = loop.Training(images.of_experiment(dataset, config), Path(folder), devices.mesh())
         run.iterator = timed = TimedIterator(run.iterator)  # type: ignore[assignment]
         seconds = []
         for _ in range(options.steps + WARM_UP):

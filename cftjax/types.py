@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -93,6 +93,29 @@ class Dataset:
     splits: dict[str, Records]
     fingerprint: str
     notes: tuple[str, ...] = ()
+
+
+@runtime_checkable
+class DataSource(Protocol):
+    """Where a data set comes from: a frozen dataclass whose fields are its options on the command line.
+
+    Two fields mean the same wherever a source has them: `check_files`, whether every image must exist, and
+    `scene_size`, see below.
+    """
+
+    def load(self) -> Dataset:
+        """Labels and names of all splits; images are opened later, one at a time.
+
+        Raises:
+            ValueError: naming file, place and mend, for everything in the files that is wrong.
+        """
+        ...
+
+
+def scene_size(source: object) -> int | None:
+    """Height and width of images that are drawn on the spot, in pixels; None where images come as they are."""
+    size = getattr(source, "scene_size", None)
+    return None if size is None else int(size)
 
 
 class Batch(NamedTuple):

@@ -10,7 +10,8 @@ from cftjax.embeddings import embed
 from cftjax.finetune import Finetuning
 from cftjax.input.preprocessing import Preprocessing
 from cftjax.runtime import checkpoints, storage
-from cftjax.training import step
+from cftjax.training import classifier
+from cftjax.training.classifier import Architecture
 from cftjax.types import STAGES, Embeddings, Heads
 
 CATEGORIES = ("cat", "dog | wolf", "owl")
@@ -48,7 +49,7 @@ def make(folder, *, backbone=True, calibration="platt", splits=("train", "valida
 
 
 def write_backbone(run, rng):
-    model = step.new_classifier(BackboneConfig(), len(CATEGORIES), np.float32, 0)
+    model = classifier.new(Architecture(BackboneConfig(), len(CATEGORIES), np.float32), 0)
     _, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
     # Running statistics as training leaves them: a program in the wrong mode, or without them, says something else.
     for path, variable in nnx.to_flat_state(stats):

@@ -28,8 +28,14 @@ class Projection(nnx.Module):
         self.kernel = nnx.Param(jnp.asarray(np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)))
         self.dim = 5
 
+    def features(self, images):
+        return images @ self.kernel.get_value()
+
     def embed(self, images):
-        return jnp.mean(images @ self.kernel.get_value(), axis=(1, 2))
+        return jnp.mean(self.features(images), axis=(1, 2))
+
+    def depth_groups(self):
+        return (("kernel",), ())
 
 
 def pixels():

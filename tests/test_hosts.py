@@ -17,7 +17,7 @@ from cftjax.config import HostsConfig
 from cftjax.data import splits
 from cftjax.embeddings import embed
 from cftjax.runtime import checkpoints, devices, hosts
-from cftjax.training import loop
+from cftjax.training import classifier, images, loop
 
 OPTIONS = {
     "--data.num-train": "96",
@@ -94,7 +94,7 @@ def test_two_hosts_train_as_one_with_the_same_devices(folder, tmp_path):
     experiment = cli.parse("", default.get_config, SMALL)
     config = experiment.config
     dataset = splits.prepare(config.data.load(), config.labels, config.split).dataset
-    alone = loop.Training(loop.Images(dataset, config), config, tmp_path, devices.mesh(jax.devices()[:2]))
+    alone = loop.Training(images.of_experiment(dataset, config), tmp_path, devices.mesh(jax.devices()[:2]))
     epochs = 2
     for _ in range(epochs * alone.steps_per_epoch):
         alone.step()
@@ -109,10 +109,10 @@ def test_two_hosts_train_as_one_with_the_same_devices(folder, tmp_path):
 @pytest.mark.hosts
 def test_two_hosts_embed_exactly_as_one_device(folder):
     run = cftjax.open_run(folder / "run")
-    backbone, _ = loop.load(run.folder / "backbone", devices.mesh(jax.devices()[:1]))
+    backbone, _ = classifier.load(run.folder / "backbone", devices.mesh(jax.devices()[:1]))
     config = cli.parse("", default.get_config, SMALL).config
-    records = splits.prepare(config.data.load(), config.labels, config.split).dataset.splits["test"]
-    preprocessing = loop.preprocessing(config)
+    dataset = splits.prepare(config.data.load(), config.labels, config.split).dataset
+    records, preprocessing = dataset.splits["test"], images.of_experiment(dataset, config).preprocessing
     mesh = devices.mesh(jax.devices()[:1])
     parts = embed.embed_rows(backbone, records, preprocessing, config.input, 24, mesh=mesh)
     np.testing.assert_array_equal(run.embeddings("test").z, np.concatenate([part.z for part in parts]))

@@ -16,7 +16,10 @@ from cftjax.cft import packing, polish, search
 from cftjax.config import BackboneConfig, GAConfig, PolishConfig, TrainingConfig, TuningConfig, with_recipe
 from cftjax.embeddings import embed
 from cftjax.runtime import devices
+from cftjax.training import classifier
+from cftjax.training import state as states
 from cftjax.training import step as steps
+from cftjax.training.classifier import Architecture
 
 PLATFORMS = ["tpu", "cuda"]
 PAPER = with_recipe(TuningConfig(), "paper")
@@ -48,10 +51,10 @@ def network(request, monkeypatch):
 
 
 def test_a_training_step_lowers_in_bfloat16(network):
-    graphdef, *shapes = steps.abstract_classifier(BackboneConfig(network, image_size=32), 3, jnp.bfloat16)
-    spec = steps.new_spec(graphdef, TrainingConfig(), 10, devices.mesh(jax.devices()[:1]))
+    model = classifier.abstract(Architecture(BackboneConfig(network, image_size=32), 3, jnp.bfloat16))
+    spec = states.new_spec(model, TrainingConfig(), 10, devices.mesh(jax.devices()[:1]))
     batch = types.Batch(array((2, 32, 32, 3)), array((2, 3)), array((2, 3), jnp.bool), array((2,), jnp.int32))
-    state = jax.tree.map(lambda x: array(x.shape, x.dtype), steps.abstract_state(spec, *shapes))
+    state = jax.tree.map(lambda x: array(x.shape, x.dtype), states.abstract_state(spec, model))
     assert "bf16" in lowered(functools.partial(steps.train_step, spec), state, batch)
 
 

@@ -54,11 +54,11 @@ def test_a_sweep_that_is_stopped_goes_on_and_its_table_is_that_of_its_runs(tmp_p
     words = ["--workdir", tmp_path, "--known-proportions", "0.5", *SMALL]
     whole, calls = backbone.loop.fit, []
 
-    def fit(dataset, config, *args, **kwargs):
-        calls.append((config.labels.unknown, config.labels.known_proportion))
+    def fit(source, *args, **kwargs):
+        calls.append((source.labels.unknown, source.labels.known_proportion))
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return whole(dataset, config, *args, **kwargs)
+        return whole(source, *args, **kwargs)
 
     monkeypatch.setattr(backbone.loop, "fit", fit)
     with pytest.raises(KeyboardInterrupt):

@@ -4,12 +4,12 @@ import struct
 
 import numpy as np
 import pytest
-from test_training_loop import BATCH, STEPS_PER_EPOCH, config, dataset, send_after, tiny  # noqa: F401
+from test_training_loop import BATCH, STEPS_PER_EPOCH, config, dataset, fit, send_after, tiny  # noqa: F401
 
 from cftjax.runtime import storage, tensorboard
 from cftjax.stages import heads
 from cftjax.training import loop
-from cftjax.training import step as train_step
+from cftjax.training.optimizer import schedule
 
 
 def events(folder):
@@ -33,7 +33,7 @@ def events(folder):
 def test_an_interrupted_training_logs_every_step_once_and_what_it_did(tmp_path, tiny, monkeypatch):  # noqa: F811
     pytest.importorskip("tensorboardX")
     logged = dataclasses.replace(config(), tensorboard=True)
-    history = loop.fit(dataset(), logged, tmp_path / "whole")
+    history = fit(dataset(), logged, tmp_path / "whole")
     whole = events(tmp_path / "whole" / "tensorboard")
 
     real, flushed = loop.Training.save, []
@@ -52,14 +52,14 @@ def test_an_interrupted_training_logs_every_step_once_and_what_it_did(tmp_path, 
     with monkeypatch.context() as patch:
         patch.setattr(loop.Training, "save", killed)
         with pytest.raises(RuntimeError, match="killed"):
-            loop.fit(dataset(), logged, tmp_path / "killed")
+            fit(dataset(), logged, tmp_path / "killed")
     with pytest.raises(KeyboardInterrupt):
-        loop.fit(dataset(change=send_after(2 * BATCH, signal.SIGTERM)), logged, tmp_path / "killed")
-    assert loop.fit(dataset(), logged, tmp_path / "killed") == history
+        fit(dataset(change=send_after(2 * BATCH, signal.SIGTERM)), logged, tmp_path / "killed")
+    assert fit(dataset(), logged, tmp_path / "killed") == history
     found = events(tmp_path / "killed" / "tensorboard")
     assert found == whole
     assert [step for step, _ in found["training/loss"]] == list(range(1, 2 * STEPS_PER_EPOCH + 1))
-    rate = train_step.schedule(logged.training, 2 * STEPS_PER_EPOCH)
+    rate = schedule(logged.training, 2 * STEPS_PER_EPOCH)
     np.testing.assert_allclose(
         [value for _, value in found["training/learning_rate"]],
         [rate(i) for i in range(2 * STEPS_PER_EPOCH)],

@@ -4,7 +4,6 @@ from cftjax import cli
 from cftjax.default import get_config
 from cftjax.input import cache, pipeline
 from cftjax.stages import backbone
-from cftjax.training import loop
 
 
 def test_a_cache_in_memory_serves_every_epochs_validation(tmp_path, monkeypatch):
@@ -13,10 +12,10 @@ def test_a_cache_in_memory_serves_every_epochs_validation(tmp_path, monkeypatch)
     opened, whole = [], cache.CachedImages.open
     monkeypatch.setattr(cache.CachedImages, "open", lambda self, row: opened.append(row) or whole(self, row))
 
-    def fit(dataset, config, folder):
+    def fit(source, folder, log):
         for _ in range(2):
-            validation = dataset.splits["validation"]
-            list(pipeline.eval_batches(validation, loop.preprocessing(config), config.input, batch_size=4))
+            validation = source.dataset.splits["validation"]
+            list(pipeline.eval_batches(validation, source.preprocessing, source.input, batch_size=4))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(backbone.loop, "fit", fit)

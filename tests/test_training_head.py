@@ -11,8 +11,11 @@ from cftjax.config import BackboneConfig, Config, EmbedConfig, InputConfig, Labe
 from cftjax.embeddings import embed
 from cftjax.runtime import checkpoints, devices, storage
 from cftjax.stages import backbone
+from cftjax.training import classifier as classifiers
 from cftjax.training import head as frozen
 from cftjax.training import loop, step
+from cftjax.training import state as training_state
+from cftjax.training.classifier import Architecture
 
 DIM, SIZE, BATCH = 8, 8, 16
 TRAINING = TrainingConfig(freeze_backbone=True, epochs=3, batch_size=BATCH, warmup=0.0, weight_decay=1e-3)
@@ -29,7 +32,7 @@ def classifier():
     with pytest.MonkeyPatch.context() as patch:
         shape = resnet.ResNetConfig(widths=(4,), depths=(1,), small_stem=True)
         patch.setitem(backbones.BACKBONES, "tiny", (backbones.RESNET, shape))
-        return step.new_classifier(BackboneConfig("tiny"), 3, jnp.float32, seed=1)
+        return classifiers.new(Architecture(BackboneConfig("tiny"), 3, jnp.float32), seed=1)
 
 
 def config(unknown="ignore", **changes):
@@ -69,7 +72,7 @@ def data():
 
 
 def fit(data, classifier, folder, settings):
-    return frozen.fit(*data, classifier, settings, folder)
+    return loop.fit(frozen.of_experiment(*data, classifier, settings), folder)
 
 
 def leaves(tree):
@@ -80,7 +83,7 @@ def leaves(tree):
 
 def test_the_head_learns_is_scored_as_stored_and_loads_with_the_backbone_as_it_was(data, classifier, tmp_path):
     history = fit(data, classifier, tmp_path, config())
-    backbone, heads = loop.load(tmp_path)
+    backbone, heads = classifiers.load(tmp_path)
     validation = data[1]["validation"]
     ap = metrics.score("AP", np.asarray(heads(validation.z)), validation.labels, validation.known)
     assert float(metrics.mean_defined(ap)) == history.score[history.best_epoch - 1] > 0.8
@@ -110,7 +113,7 @@ def test_a_head_of_plain_embeddings_gives_the_logits_of_the_one_learned(data):
 
 def test_it_begins_with_every_categorys_share_of_positives(data, classifier):
     for unknown in ("ignore", "assume_negative"):
-        source = frozen.Embedded(*data, classifier, config(unknown))
+        source = frozen.of_experiment(*data, classifier, config(unknown))
         given, opened = source.records.labels, np.arange(90) != 7
         positive = (given.labels & opened[:, None]).sum(0)
         count = (given.known & opened[:, None]).sum(0) if unknown == "ignore" else opened.sum()
@@ -132,10 +135,10 @@ def test_a_training_killed_within_an_epoch_goes_on_bit_for_bit(
     settings = config(unknown, epochs=2, checkpoint_seconds=0.0, **changes)
 
     def result(folder):
-        spec_source = frozen.Embedded(*data, classifier, settings)
-        found = loop.Training(spec_source, settings, folder, devices.mesh())
+        spec_source = frozen.of_experiment(*data, classifier, settings)
+        found = loop.Training(spec_source, folder, devices.mesh())
         found.iterator.close()
-        return storage.read_json(folder / "history.json"), leaves(found.state), leaves(loop.load(folder)[1])
+        return storage.read_json(folder / "history.json"), leaves(found.state), leaves(classifiers.load(folder)[1])
 
     whole = fit(data, classifier, tmp_path / "whole", settings)
     with monkeypatch.context() as patch:
@@ -160,7 +163,7 @@ def test_a_training_killed_within_an_epoch_goes_on_bit_for_bit(
 
 
 def test_parts_of_a_batch_give_the_step_of_the_whole(data, classifier):
-    source = frozen.Embedded(*data, classifier, config("weak_negative"))
+    source = frozen.of_experiment(*data, classifier, config("weak_negative"))
     batches = source.batches(set())
     given = next(batches)
     batches.close()
@@ -168,10 +171,9 @@ def test_parts_of_a_batch_give_the_step_of_the_whole(data, classifier):
     given = given._replace(known=given.known & (np.arange(BATCH) % 2 == 0)[:, None], unknown=given.unknown)
     states = []
     for accumulate in (1, 2):
-        settings = dataclasses.replace(source.settings, accumulate=accumulate)
-        graphdef, *_ = source.abstract()
-        spec = step.new_spec(graphdef, settings, 10, devices.mesh(), labels=source.config.labels)
-        state = step.new_state(spec, source.create())
+        settings = dataclasses.replace(source.training, accumulate=accumulate)
+        spec = training_state.new_spec(source.abstract(), settings, 10, devices.mesh(), labels=source.labels)
+        state = training_state.new_state(spec, source.create())
         for _ in range(2):
             state, loss = step.compiled(spec)(state, devices.shard(given, spec.mesh))
         states.append(
@@ -192,7 +194,7 @@ def test_embeddings_are_made_once_whatever_becomes_of_unknown_labels(data, class
     first = backbone.train(run, dataset, config())
     heads = run.heads("backbone")
     assert len(run.embeddings("test")) == 60
-    np.testing.assert_array_equal(heads.kernel, loop.load(tmp_path / "backbone")[1].kernel)
+    np.testing.assert_array_equal(heads.kernel, classifiers.load(tmp_path / "backbone")[1].kernel)
     monkeypatch.setattr(embed, "embed", lambda *arguments: pytest.fail("embedded again"))
     assert backbone.train(run, dataset, config(frozen_learning_rate=TRAINING.frozen_learning_rate)) == first
     second = backbone.train(run, dataset, config("assume_negative"))
@@ -202,4 +204,4 @@ def test_embeddings_are_made_once_whatever_becomes_of_unknown_labels(data, class
 
 def test_random_weights_are_not_worth_freezing():
     with pytest.raises(ValueError, match=r"the backbone has random weights: name some with --backbone\.weights"):
-        frozen.pretrained(config(), 3)
+        frozen.pretrained(Architecture(BackboneConfig("tiny"), 3, jnp.float32), seed=0)

@@ -5,19 +5,22 @@ import signal
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from flax import nnx
 
-from cftjax import backbones, types
+from cftjax import backbones, metrics, types
 from cftjax.backbones import resnet
 from cftjax.config import BackboneConfig, Config, EmbedConfig, InputConfig, LabelsConfig, TrainingConfig
 from cftjax.data import sparse
 from cftjax.data.reading.images import ImageError
 from cftjax.embeddings import embed
+from cftjax.input.preprocessing import Preprocessing
 from cftjax.runtime import checkpoints, devices, storage
-from cftjax.training import loop
+from cftjax.training import classifier, images, loop, mixing, source
+from cftjax.training import state as states
 from cftjax.training import step as train_step
+from cftjax.training.classifier import Architecture
+from cftjax.training.history import History
 
 SIZE = 8
 BATCH = 8
@@ -72,13 +75,16 @@ def dataset(change=None, validation=True, steps_per_epoch=STEPS_PER_EPOCH):
     return types.Dataset(("bright", "red"), splits, "fingerprint")
 
 
+def fit(content, settings, folder):
+    return loop.fit(images.of_experiment(content, settings), folder, log=settings.tensorboard)
+
+
 def spec_and_state(mesh=None, dtype=jnp.float32, **changes):
     mesh = devices.mesh() if mesh is None else mesh
     settings = dataclasses.replace(TRAINING, **changes)
-    architecture = (BackboneConfig("tiny"), 2, dtype)
-    graphdef, *_ = train_step.abstract_classifier(*architecture)
-    spec = train_step.new_spec(graphdef, settings, 10, mesh)
-    return spec, train_step.new_state(spec, train_step.new_classifier(*architecture, seed=0))
+    architecture = Architecture(BackboneConfig("tiny"), 2, dtype)
+    spec = states.new_spec(classifier.abstract(architecture), settings, 10, mesh)
+    return spec, states.new_state(spec, classifier.new(architecture, seed=0))
 
 
 def batch(known=True, seed=0):
@@ -188,84 +194,18 @@ def test_a_loss_that_is_not_finite_changes_nothing_from_then_on():
         np.testing.assert_array_equal(after[name], value)
 
 
-def test_the_head_has_a_learning_rate_of_its_own():
-    params = {"backbone": {"kernel": jnp.ones((2, 2))}, "head": {"kernel": jnp.ones((2, 2))}}
-    settings = dataclasses.replace(TRAINING, optimizer="sgd", head_learning_rate_scale=10.0, weight_decay=0.0)
-    update = train_step.optimizer(settings, 10)
-    gradient = jax.tree.map(lambda x: 0.01 * x, params)
-    updates, _ = update.update(gradient, update.init(params), params)
-    np.testing.assert_allclose(updates["head"]["kernel"], 10 * updates["backbone"]["kernel"], rtol=1e-6)
-
-
-def test_gradients_are_clipped_to_the_global_norm():
-    params = {"backbone": {"kernel": jnp.zeros((2, 2))}, "head": {"kernel": jnp.zeros((3, 4))}}
-    settings = dataclasses.replace(TRAINING, optimizer="sgd", clip_norm=0.5)
-    update = train_step.optimizer(settings, 10)
-    updates, _ = update.update(jax.tree.map(lambda x: x + 100, params), update.init(params), params)
-    # Nesterov's first step is 1 + momentum times the gradient.
-    assert float(optax.tree.norm(updates)) == pytest.approx(1.9 * 0.5 * TRAINING.learning_rate, rel=1e-5)
-
-
-@pytest.mark.parametrize("kind", ["cosine", "onecycle"])
-def test_the_schedule_peaks_after_the_warm_up_and_ends_near_zero(kind):
-    rate = train_step.schedule(TrainingConfig(schedule=kind, learning_rate=0.3, warmup=0.2), 100)
-    rates = [float(rate(step)) for step in range(101)]
-    assert int(np.argmax(rates)) == 20
-    assert max(rates) == pytest.approx(0.3, rel=1e-4)
-    assert rates[0] <= 0.3 / 25 + 1e-6
-    assert rates[100] < 1e-4
-    assert all(np.diff(rates[:20]) > 0)
-    assert all(np.diff(rates[20:]) < 1e-9)
-
-
-def test_one_cycle_is_torchs_but_for_one_step_over_each_of_its_halves():
-    def torch(step, peak=0.3, total=100, share=0.2):
-        """As torch.optim.lr_scheduler.OneCycleLR documents it: div_factor 25, final_div_factor 1e4, cosine."""
-        start, end, top = peak / 25, peak / 25 / 1e4, share * total - 1
-        low, high, part = (start, peak, step / top) if step <= top else (peak, end, (step - top) / (total - 1 - top))
-        return high + (low - high) / 2 * (1 + np.cos(np.pi * part))
-
-    settings = dataclasses.replace(TRAINING, schedule="onecycle", learning_rate=0.3, warmup=0.2)
-    schedule = train_step.schedule(settings, 100)
-    for ours, theirs in ((0, 0), (20, 19), (100, 99)):
-        assert float(schedule(ours)) == pytest.approx(torch(theirs), rel=1e-4)
-    expected = np.array([torch(step) for step in range(100)])
-    difference = np.abs([float(schedule(step)) for step in range(100)] - expected)
-    assert difference.max() < np.abs(np.diff(expected)).max()
-
-
-def test_layer_decay_slows_each_block_more_than_the_one_after_it():
-    one = {"kernel": jnp.ones((2, 2))}
-    params = {"backbone": {"stem": one, "blocks": {0: one, 1: one, 10: one}, "head": one}, "head": one}
-    settings = dataclasses.replace(TRAINING, optimizer="sgd", clip_norm=1e9, weight_decay=0.0)
-    moved = {}
-    for decay in (1.0, 0.5):
-        tx = train_step.optimizer(dataclasses.replace(settings, layer_decay=decay), 10)
-        updates, _ = tx.update(params, tx.init(params), params)
-        moved[decay] = {name: value[0, 0] for name, value in arrays(updates).items()}
-    ratio = {name: moved[0.5][name] / value for name, value in moved[1.0].items()}
-    blocks = {f"['backbone']['blocks'][{i}]['kernel']": 0.5 ** (11 - i) for i in (0, 1, 10)}
-    ends = {"['backbone']['stem']['kernel']": 0.5**12, "['backbone']['head']['kernel']": 1, "['head']['kernel']": 1}
-    assert ratio == pytest.approx(blocks | ends)
-
-
-def test_blocks_are_found_in_every_family_of_backbones():
-    for name, count in (("tiny", 1), ("efficientnet_lite0", 16)):
-        _, params, _, _ = train_step.abstract_classifier(BackboneConfig(name), 2, jnp.float32)
-        updates = jax.tree.map(lambda x: np.ones((), np.float32), params)
-        found = {float(x) for x in jax.tree.leaves(train_step._decay_by_depth(0.5, updates, None))}
-        assert found == {0.5**power for power in range(count + 2)}
-
-
 def test_positives_weigh_by_the_negatives_of_their_category():
     known = np.array([[1, 1, 0], [1, 1, 0], [1, 0, 0], [1, 0, 0], [1, 1, 0]], bool)
     positive = np.array([[1, 1, 0], [0, 0, 0], [0, 0, 0], [0, 0, 0], [0, 1, 0]], bool)
     given = types.Labels(positive, known, np.zeros_like(known))
-    assert loop.positive_weights(given, config()) is None
+    images_of = types.Records(pytest.fail, given, [f"image{i}" for i in range(5)])
+    labelled = types.Dataset(("a", "b", "c"), {"train": images_of}, "fingerprint")
+    assert loop.positive_weights(images.of_experiment(labelled, config())) is None
     half = config(positive_weight_power=0.5)
-    np.testing.assert_allclose(loop.positive_weights(given, half), np.sqrt([4, 1 / 2, 1]), rtol=1e-6)
     negative = dataclasses.replace(half, labels=LabelsConfig())
-    np.testing.assert_allclose(loop.positive_weights(given, negative), np.sqrt([4, 3 / 2, 5]), rtol=1e-6)
+    for settings, ratio in ((half, [4, 1 / 2, 1]), (negative, [4, 3 / 2, 5])):
+        weights = loop.positive_weights(images.of_experiment(labelled, settings))
+        np.testing.assert_allclose(weights, np.sqrt(ratio), rtol=1e-6)
 
 
 def test_mixed_labels_cost_what_each_image_says_by_its_share():
@@ -275,7 +215,7 @@ def test_mixed_labels_cost_what_each_image_says_by_its_share():
     # A target that does not count may be anything.
     given = given._replace(labels=np.where(given.known, given.labels, np.nan).astype(np.float32))
     given = given._replace(unknown=~given.known & (rng.random((BATCH, 2)) < 0.7))
-    mix, weights = train_step.mixed(spec, jnp.int32(5), given)
+    mix, weights = mixing.mixed(spec, jnp.int32(5), given)
     key = jax.random.fold_in(jax.random.key(spec.seed), 5)
     shares = np.asarray(jax.random.beta(key, 0.4, 0.4, (BATCH, 1)))[:, 0]
     logits = rng.normal(size=(BATCH, 2)).astype(np.float32)
@@ -297,19 +237,19 @@ def test_mixed_labels_cost_what_each_image_says_by_its_share():
 
 
 def spec_and_mixing():
-    graphdef, *shapes = train_step.abstract_classifier(BackboneConfig("tiny"), 2, jnp.float32)
+    model = classifier.abstract(Architecture(BackboneConfig("tiny"), 2, jnp.float32))
     settings = dataclasses.replace(TRAINING, mixup=0.4)
-    return train_step.new_spec(graphdef, settings, 10, devices.mesh(), seed=3), shapes
+    return states.new_spec(model, settings, 10, devices.mesh(), seed=3), model
 
 
 def results(folder):
     """Everything a finished training leaves, arrays as bytes."""
     found = checkpoints.steps(folder / "state")
-    architecture = (BackboneConfig("tiny"), 2, jnp.float32)
-    graphdef, *shapes = train_step.abstract_classifier(*architecture)
-    spec = train_step.new_spec(graphdef, TRAINING, 10, devices.mesh())
-    state = checkpoints.restore(folder / "state", found[-1], train_step.abstract_state(spec, *shapes))
-    backbone, heads = loop.load(folder)
+    architecture = Architecture(BackboneConfig("tiny"), 2, jnp.float32)
+    model = classifier.abstract(architecture)
+    spec = states.new_spec(model, TRAINING, 10, devices.mesh())
+    state = checkpoints.restore(folder / "state", found[-1], states.abstract_state(spec, model))
+    backbone, heads = classifier.load(folder)
     return (
         storage.read_json(folder / "history.json"),
         checkpoints.steps(folder / "best"),
@@ -323,7 +263,7 @@ def uninterrupted(tmp_path_factory):
         shape = resnet.ResNetConfig(widths=(4,), depths=(1,), small_stem=True)
         patch.setitem(backbones.BACKBONES, "tiny", (backbones.RESNET, shape))
         folder = tmp_path_factory.mktemp("uninterrupted")
-        history = loop.fit(dataset(), config(), folder)
+        history = fit(dataset(), config(), folder)
         return folder, history, results(folder)
 
 
@@ -334,26 +274,27 @@ def test_training_learns_and_describes_how(uninterrupted):
     assert len(history.loss) == len(history.score) == 2
     assert history.loss[1] < history.loss[0]
     assert history.best_step == history.best_epoch * STEPS_PER_EPOCH
-    assert loop.History.from_json(storage.read_json(folder / "history.json")) == history
+    assert History.from_json(storage.read_json(folder / "history.json")) == history
 
 
 def test_the_stored_score_is_that_of_the_stored_weights(uninterrupted, tmp_path):
     folder, history, _ = uninterrupted
-    backbone, heads = loop.load(folder)
+    backbone, heads = classifier.load(folder)
     validation = dataset().splits["validation"]
-    embed.embed(backbone, validation, loop.preprocessing(config()), config().input, BATCH, tmp_path)
+    preprocessing = images.of_experiment(dataset(), config()).preprocessing
+    embed.embed(backbone, validation, preprocessing, config().input, BATCH, tmp_path)
     found = embed.load(tmp_path)
-    ap = loop.metrics.average_precision(np.asarray(heads(found.z)), found.labels, where=found.known)
-    assert float(loop.metrics.mean_defined(ap)) == history.score[history.best_epoch - 1]
+    ap = metrics.average_precision(np.asarray(heads(found.z)), found.labels, where=found.known)
+    assert float(metrics.mean_defined(ap)) == history.score[history.best_epoch - 1]
 
 
 def test_labels_stored_sparse_train_and_validate_as_the_dense_ones_a_group_of_categories_at_a_time(
     uninterrupted, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(loop, "SCORED_ELEMENTS", 21)
+    monkeypatch.setattr(source, "SCORED_ELEMENTS", 21)
     given = dataset()
     stored = {name: dataclasses.replace(split, labels=sparse.of(split.labels)) for name, split in given.splits.items()}
-    assert loop.fit(dataclasses.replace(given, splits=stored), config(), tmp_path) == uninterrupted[1]
+    assert fit(dataclasses.replace(given, splits=stored), config(), tmp_path) == uninterrupted[1]
 
 
 def test_images_left_out_are_remembered_over_an_interruption(tmp_path):
@@ -366,16 +307,16 @@ def test_images_left_out_are_remembered_over_an_interruption(tmp_path):
             raise ImageError(f"image{row} is damaged")
 
     with pytest.raises(KeyboardInterrupt):
-        loop.fit(dataset(change), skipping, tmp_path)
-    first = loop.Training(loop.Images(dataset(), skipping), skipping, tmp_path, devices.mesh()).history.unopened
-    history = loop.fit(dataset(change), skipping, tmp_path)
+        fit(dataset(change), skipping, tmp_path)
+    first = loop.Training(images.of_experiment(dataset(), skipping), tmp_path, devices.mesh()).history.unopened
+    history = fit(dataset(change), skipping, tmp_path)
     assert set(first) <= set(history.unopened) == {"image2", "image7"}
-    assert loop.History.from_json(storage.read_json(tmp_path / "history.json")) == history
+    assert History.from_json(storage.read_json(tmp_path / "history.json")) == history
 
 
 def test_a_finished_training_is_not_touched(uninterrupted):
     folder, history, _ = uninterrupted
-    again = loop.fit(dataset(change=lambda row: pytest.fail("opened an image")), config(), folder)
+    again = fit(dataset(change=lambda row: pytest.fail("opened an image")), config(), folder)
     assert again == history
 
 
@@ -394,12 +335,12 @@ def send_after(count, number):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_training_stopped_by_a_signal_within_an_epoch_goes_on_bit_for_bit(uninterrupted, tmp_path, number):
     with pytest.raises(KeyboardInterrupt, match=r"training is saved at step .* goes on from there"):
-        loop.fit(dataset(change=send_after(3 * BATCH, number)), config(), tmp_path)
+        fit(dataset(change=send_after(3 * BATCH, number)), config(), tmp_path)
     (stopped,) = checkpoints.steps(tmp_path / "state")
     assert 0 < stopped < 2 * STEPS_PER_EPOCH
     assert stopped % STEPS_PER_EPOCH != 0
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    history = loop.fit(dataset(), config(), tmp_path)
+    history = fit(dataset(), config(), tmp_path)
     assert history == uninterrupted[1]
     assert results(tmp_path) == uninterrupted[2]
 
@@ -423,9 +364,9 @@ def test_training_killed_between_its_writes_goes_on_bit_for_bit(uninterrupted, t
 
         patch.setattr(loop.Training, died_in, write_or_die)
         with pytest.raises(Killed):
-            loop.fit(dataset(), config(), tmp_path)
+            fit(dataset(), config(), tmp_path)
     (tmp_path / "state" / "7.orbax-checkpoint-tmp-1").mkdir()
-    assert loop.fit(dataset(), config(), tmp_path) == uninterrupted[1]
+    assert fit(dataset(), config(), tmp_path) == uninterrupted[1]
     assert results(tmp_path) == uninterrupted[2]
 
 
@@ -434,10 +375,10 @@ def test_best_weights_lost_with_the_process_are_written_again(uninterrupted, tmp
         patch.setattr(loop.Training, "save_best", lambda self: None)
         patch.setattr(loop.Training, "settle", dying_settle(loop.Training.settle, STEPS_PER_EPOCH + 2))
         with pytest.raises(Killed):
-            loop.fit(dataset(), config(), tmp_path)
+            fit(dataset(), config(), tmp_path)
     for leftover in (tmp_path / "state").iterdir():
         assert leftover.name.startswith(str(STEPS_PER_EPOCH))
-    loop.fit(dataset(), config(), tmp_path)
+    fit(dataset(), config(), tmp_path)
     assert results(tmp_path) == uninterrupted[2]
 
 
@@ -455,7 +396,7 @@ def test_states_are_saved_by_the_clock_as_well(uninterrupted, tmp_path, monkeypa
     saved = []
     save = loop.Training.save
     monkeypatch.setattr(loop.Training, "save", lambda self, *a: (saved.append(self.history.step), save(self, *a))[1])
-    history = loop.fit(dataset(), config(checkpoint_seconds=0.0), tmp_path)
+    history = fit(dataset(), config(checkpoint_seconds=0.0), tmp_path)
     assert saved == list(range(1, 2 * STEPS_PER_EPOCH + 1))
     assert history == uninterrupted[1]
     assert checkpoints.steps(tmp_path / "state") == [9, 10]
@@ -467,15 +408,15 @@ def test_a_loss_that_is_not_finite_stops_training_and_names_step_and_images(tmp_
         image[(pixels == 255).all((1, 2, 3))] = np.nan
         return image
 
-    normalise = loop.Preprocessing.normalise
-    monkeypatch.setattr(loop.Preprocessing, "normalise", poisoned)
+    normalise = Preprocessing.normalise
+    monkeypatch.setattr(Preprocessing, "normalise", poisoned)
     source = dataset()
     white = dataclasses.replace(source.splits["train"], image=lambda row: white_at(source.splits["train"], row, 11))
     poisoned_set = dataclasses.replace(source, splits={**source.splits, "train": white})
     plain = dataclasses.replace(config(), input=InputConfig(augment="none", flip=False, workers=1))
     for _ in range(2):
         with pytest.raises(ValueError, match=r"step \d+: .* is not finite.*image11\b") as caught:
-            loop.fit(poisoned_set, plain, tmp_path)
+            fit(poisoned_set, plain, tmp_path)
         stopped = int(str(caught.value).split(":")[0].removeprefix("step "))
         # Going on meets the same batch again: the state saved is the one before it, and sound.
         assert checkpoints.steps(tmp_path / "state")[-1] == stopped
@@ -487,7 +428,7 @@ def white_at(source, row, white):
 
 def test_without_validation_the_last_epoch_is_kept_be_it_cut_short(tmp_path):
     short = dataset(validation=False, steps_per_epoch=4)
-    history = loop.fit(short, config(epochs=3, max_steps=10, patience=1), tmp_path)
+    history = fit(short, config(epochs=3, max_steps=10, patience=1), tmp_path)
     assert (history.step, history.best_step, len(history.loss)) == (10, 10, 3)
     assert history.score == (None, None, None)
     assert checkpoints.steps(tmp_path / "best") == [10]
@@ -496,7 +437,7 @@ def test_without_validation_the_last_epoch_is_kept_be_it_cut_short(tmp_path):
 def test_training_stops_early_and_keeps_the_best_epoch(tmp_path, monkeypatch):
     scores = iter([0.5, 0.7, 0.7, 0.6, 0.9])
     monkeypatch.setattr(loop.Training, "validate", lambda self: next(scores))
-    history = loop.fit(dataset(steps_per_epoch=2), config(epochs=5, patience=2), tmp_path)
+    history = fit(dataset(steps_per_epoch=2), config(epochs=5, patience=2), tmp_path)
     assert history.finished == "no better validation score in 2 epochs"
     assert history.score == (0.5, 0.7, 0.7, 0.6)
     assert (history.best_epoch, checkpoints.steps(tmp_path / "best")) == (2, [4])
@@ -504,20 +445,20 @@ def test_training_stops_early_and_keeps_the_best_epoch(tmp_path, monkeypatch):
 
 def test_settings_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"training.batch_size 12 does not divide over 8 devices: use 8 or 16"):
-        loop.fit(dataset(), config(batch_size=12), tmp_path)
+        fit(dataset(), config(batch_size=12), tmp_path)
     with pytest.raises(ValueError, match="batch_size 64 is larger than the training split of 43 images"):
-        loop.fit(dataset(), config(batch_size=64), tmp_path)
+        fit(dataset(), config(batch_size=64), tmp_path)
     with pytest.raises(
         ValueError, match=r"batch_size 8 does not divide into training.accumulate 2 parts over 8 devices"
     ):
-        loop.fit(dataset(), config(accumulate=2), tmp_path)
+        fit(dataset(), config(accumulate=2), tmp_path)
     with pytest.raises(FileNotFoundError, match="holds no trained backbone: run the training command again"):
-        loop.load(tmp_path)
+        classifier.load(tmp_path)
 
 
 def test_the_size_of_the_input_is_the_one_asked_for_or_that_of_the_data():
-    assert loop.preprocessing(config()).image_size == SIZE
+    assert images.of_experiment(dataset(), config()).preprocessing.image_size == SIZE
     asked = dataclasses.replace(config(), backbone=BackboneConfig("tiny", image_size=24))
-    assert loop.preprocessing(asked).image_size == 24
+    assert images.of_experiment(dataset(), asked).preprocessing.image_size == 24
     photographs = dataclasses.replace(config(), backbone=BackboneConfig("resnet50"), data=None)
-    assert loop.preprocessing(photographs).image_size == 224
+    assert images.of_experiment(dataset(), photographs).preprocessing.image_size == 224

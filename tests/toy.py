@@ -7,12 +7,13 @@ import numpy as np
 from flax import nnx
 from PIL import Image
 
-from cftjax import decisions, runs
+from cftjax import backbones, decisions, runs
 from cftjax.config import BackboneConfig, Config, EmbedConfig, InputConfig
 from cftjax.data.reading import files
 from cftjax.embeddings import embed
 from cftjax.runtime import checkpoints, storage
-from cftjax.training import loop, step
+from cftjax.training import classifier
+from cftjax.training.classifier import Architecture
 from cftjax.types import Embeddings, Heads, Labels, Records
 
 CATEGORIES, DIM = 3, 5
@@ -58,8 +59,9 @@ def image_run(folder, backbone, images, **settings):
         backbone=BackboneConfig(backbone),
         embed=EmbedConfig(batch_size=1),
     )
-    run = runs.create(folder, config, ("cat", "dog", "cow"), "fingerprint", loop.preprocessing(config))
-    model = step.new_classifier(config.backbone, CATEGORIES, jnp.float32, seed=0)
+    preprocessing = backbones.preprocessing(config.backbone, config.data.scene_size)
+    run = runs.create(folder, config, ("cat", "dog", "cow"), "fingerprint", preprocessing)
+    model = classifier.new(Architecture(config.backbone, CATEGORIES, jnp.float32), seed=0)
     _, params, stats, _ = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
     writer = checkpoints.Writer()
     metadata = {
@@ -75,9 +77,9 @@ def image_run(folder, backbone, images, **settings):
     labels[:2] = [[True], [False]]
     known = np.ones_like(labels)
     records = Records(files.ImageFiles(images, names), Labels(labels, known, ~known), names)
-    loaded, old = loop.load(run.folder / "backbone")
+    loaded, old = classifier.load(run.folder / "backbone")
     size, folder = config.embed.batch_size, run.folder / "embeddings" / "test"
-    embed.embed(loaded, records, loop.preprocessing(config), config.input, size, folder)
+    embed.embed(loaded, records, preprocessing, config.input, size, folder)
     new = Heads(np.asarray(old.kernel) + 1, rng.normal(size=CATEGORIES).astype(np.float32))
     storage.write_heads(run.folder / "heads" / "final" / "heads.npz", new)
     logits = np.asarray(new(run.embeddings("test").z))

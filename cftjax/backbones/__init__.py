@@ -1,25 +1,79 @@
 """Networks between image and embedding, by name.
 
-Every backbone is a flax.nnx module with `features(images [n h w 3]) -> [n y x d]`, `embed(images) -> z [n d]` in
-float32 and `dim`, the number d. `train()` and `eval()` switch it. `embed` pools the features over height and width, as
-published by their mean (followed, in `small_resnet`, by their maxima); a vision transformer's embedding is its class
-token instead. `grid(image_size)` says where the places of the features lie in the image; without it they are the cells
-of an even division.
+`Backbone` is what every one of them is, and `Shape` what its settings are. A new family is a file of this folder and
+its lines in `BACKBONES`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Float
 
 from cftjax.backbones import convnext, densenet, efficientnet, pretrained, resnet, vit
 from cftjax.config import BackboneConfig
 from cftjax.input.preprocessing import Preprocessing
 from cftjax.types import Heads
+
+# From the image to the embedding: the stem, each block, and last what follows the blocks. A group is a tuple of dotted
+# names, each of a parameter or of all those below it, such as `blocks.3`.
+DepthGroups = tuple[tuple[str, ...], ...]
+
+
+@runtime_checkable
+class Embedder(Protocol):
+    """A flax.nnx module that makes a vector of every image."""
+
+    def embed(self, images: Float[jax.Array, "n h w 3"]) -> Float[jax.Array, "n d"]:
+        """Embeddings z in float32."""
+        ...
+
+    def train(self, **attributes: Any) -> None:
+        """Normalise by the batch from here on."""
+        ...
+
+    def eval(self, **attributes: Any) -> None:
+        """Normalise by running statistics from here on."""
+        ...
+
+
+@runtime_checkable
+class Backbone(Embedder, Protocol):
+    """A network between image and embedding.
+
+    Its features may lie in the image in other places than the cells of an even division: then it has
+    `grid(image_size)` as well, which gives the pixels between two places and the pixel at the middle of the first.
+
+    Attributes:
+        dim: the length d of an embedding.
+    """
+
+    dim: int
+
+    def features(self, images: Float[jax.Array, "n h w 3"]) -> Float[jax.Array, "n y x _"]:
+        """Feature maps, which heatmaps read, and which `embed` pools unless the embedding is a class token."""
+        ...
+
+    def depth_groups(self) -> DepthGroups:
+        """Which parameters lie how deep, for layer decay: every parameter is in one group."""
+        ...
+
+
+@runtime_checkable
+class Shape(Protocol):
+    """The settings of a network: a frozen dataclass with a named constructor for each published size."""
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What images go through where no weights say otherwise."""
+        ...
 
 
 class Family(NamedTuple):
@@ -30,7 +84,7 @@ class Family(NamedTuple):
         weight_tables: from a shape to the names that its weights have in files.
     """
 
-    module: Callable[..., nnx.Module]
+    module: Callable[..., Backbone]
     weight_tables: Callable[[Any], Sequence[pretrained.Table]]
 
 
@@ -43,7 +97,7 @@ VIT = Family(vit.ViT, vit.weight_tables)
 _resnet, _densenet, _efficientnet = resnet.ResNetConfig, densenet.DenseNetConfig, efficientnet.EfficientNetConfig
 _convnext, _vit = convnext.ConvNeXtConfig, vit.ViTConfig
 
-BACKBONES: dict[str, tuple[Family, Any]] = {
+BACKBONES: dict[str, tuple[Family, Shape]] = {
     "small_resnet": (RESNET, _resnet.small()),
     "resnet18": (RESNET, _resnet.resnet18()),
     "resnet34": (RESNET, _resnet.resnet34()),
@@ -85,7 +139,7 @@ BACKBONES: dict[str, tuple[Family, Any]] = {
 }
 
 
-def _find(name: str) -> tuple[Family, Any]:
+def _find(name: str) -> tuple[Family, Shape]:
     if name not in BACKBONES:
         near = difflib.get_close_matches(name, BACKBONES, n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(BACKBONES)}."
@@ -93,7 +147,7 @@ def _find(name: str) -> tuple[Family, Any]:
     return BACKBONES[name]
 
 
-def create(config: BackboneConfig, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> Any:
+def create(config: BackboneConfig, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32) -> Backbone:
     """A backbone with random weights.
 
     Args:
@@ -109,7 +163,7 @@ def create(config: BackboneConfig, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> 
     return family.module(shape, pooling=pooling, dtype=dtype, remat=config.remat, rngs=rngs)
 
 
-def load_weights(backbone: nnx.Module, config: BackboneConfig) -> Heads | None:
+def load_weights(backbone: Backbone, config: BackboneConfig) -> Heads | None:
     """Replace a backbone's weights by the pretrained ones, where the configuration names some.
 
     Returns:
@@ -133,12 +187,19 @@ def load_weights(backbone: nnx.Module, config: BackboneConfig) -> Heads | None:
             if isinstance(other, _efficientnet) and other != shape and other.original() == shape.original()
         )
         raise ValueError(f"{config.weights} are weights of {stated}: use --backbone.name {other}.")
+    assert isinstance(backbone, nnx.Module)
     return pretrained.load_into(backbone, config.weights, family.weight_tables(shape))
 
 
-def preprocessing(config: BackboneConfig) -> Preprocessing:
-    """What images go through before this backbone: as its weights were trained, or as is usual for it."""
+def preprocessing(config: BackboneConfig, scene_size: int | None = None) -> Preprocessing:
+    """What images go through before this backbone, as its weights were trained, or as is usual for it.
+
+    Args:
+        config: its image_size comes before all others.
+        scene_size: of images that are drawn on the spot; networks without weights take it.
+    """
     family, shape = _find(config.name)
-    if config.weights is None:
-        return shape.preprocessing
-    return pretrained.preprocessing(config.weights, shape.preprocessing, family.weight_tables(shape))
+    usual = shape.preprocessing
+    if config.weights is not None:
+        usual, scene_size = pretrained.preprocessing(config.weights, usual, family.weight_tables(shape)), None
+    return dataclasses.replace(usual, image_size=config.image_size or scene_size or usual.image_size)

@@ -146,6 +146,17 @@ class ConvNeXt(nnx.Module):
         centred = x - jnp.mean(x, axis=-1, keepdims=True, dtype=jnp.float32)
         return (centred * (inverse * scale[None, None, None]) + bias[None, None, None]).astype(x.dtype)
 
+    def depth_groups(self) -> tuple[tuple[str, ...], ...]:
+        """The stem, every block, to which the downsampling before it belongs, and the last normalisation."""
+        groups = [("stem", "stem_norm")]
+        for number, stage in enumerate(self.stages):
+            names = [f"stages.{number}.{i}" for i in range(len(stage))]
+            if number:
+                # The first layer of a later stage is its downsampling.
+                groups.append((names.pop(0), names.pop(0)))
+            groups += [(name,) for name in names]
+        return (*groups, ("norm", "pool"))
+
     def embed(self, images: Float[jax.Array, "n h w 3"]) -> Float[jax.Array, "n d"]:
         """Embeddings z in float32."""
         return self.pool(self.features(images))

@@ -156,6 +156,14 @@ class DenseNet(nnx.Module):
             x, batch = jnp.concatenate(made, axis=-1), _join(parts)
         return nnx.relu(self.norm(x, batch))
 
+    def depth_groups(self) -> tuple[tuple[str, ...], ...]:
+        """The stem, every dense block with the transition before it, and the last normalisation.
+
+        Not every layer: of the 58 in DenseNet-121 the first would hardly learn under any decay.
+        """
+        blocks = [(f"transitions.{i - 1}", f"blocks.{i}") for i in range(1, len(self.blocks))]
+        return ("stem", "stem_norm"), ("blocks.0",), *blocks, ("norm", "pool")
+
     def embed(self, images: Float[jax.Array, "n h w 3"]) -> Float[jax.Array, "n d"]:
         """Embeddings z in float32."""
         return self.pool(self.features(images))

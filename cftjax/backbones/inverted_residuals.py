@@ -188,6 +188,10 @@ class InvertedResiduals(nnx.Module):
             x = call(block, x)
         return self.head(x)
 
+    def depth_groups(self) -> tuple[tuple[str, ...], ...]:
+        """The stem, every block, and the last convolution with the pooling after it."""
+        return ("stem",), *((f"blocks.{i}",) for i in range(len(self.blocks))), ("head", "pool")
+
     def embed(self, images: Float[jax.Array, "n h w 3"]) -> Float[jax.Array, "n d"]:
         """Embeddings z in float32."""
         return self.pool(self.features(images))

@@ -186,6 +186,10 @@ class ResNet(nnx.Module):
             x = call(block, x)
         return x
 
+    def depth_groups(self) -> tuple[tuple[str, ...], ...]:
+        """The stem, every residual block, and the pooling after them."""
+        return ("stem",), *((f"blocks.{i}",) for i in range(len(self.blocks))), ("pool",)
+
     def embed(self, images: Float[jax.Array, "n h w 3"]) -> Float[jax.Array, "n d"]:
         """Embeddings z in float32."""
         return self.pool(self.features(images))

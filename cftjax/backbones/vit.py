@@ -193,6 +193,11 @@ class ViT(nnx.Module):
         """The patches' tokens, where they stand in the image."""
         return self._maps(self.tokens(images), images)
 
+    def depth_groups(self) -> tuple[tuple[str, ...], ...]:
+        """What makes the tokens, every block, and the last normalisation."""
+        stem = ("patches", "class_token", "registers", "positions")
+        return stem, *((f"blocks.{i}",) for i in range(len(self.blocks))), ("norm", "pool")
+
     def embed(self, images: Float[jax.Array, "n h w 3"]) -> Float[jax.Array, "n d"]:
         """Embeddings z in float32."""
         tokens = self.tokens(images)

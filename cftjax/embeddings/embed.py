@@ -25,6 +25,7 @@ from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Float32, Int
 
 from cftjax import types
+from cftjax.backbones import Backbone, Embedder
 from cftjax.config import InputConfig
 from cftjax.input import pipeline
 from cftjax.input.preprocessing import Preprocessing
@@ -64,7 +65,7 @@ def forward(
 
 
 def embed_rows(
-    backbone: nnx.Module,
+    backbone: Embedder,
     records: types.Records,
     preprocessing: Preprocessing,
     input_config: InputConfig,
@@ -123,7 +124,7 @@ def _in_order(parts: Sequence[types.Array], n: int) -> Embedded:
 
 
 def embed(
-    backbone: nnx.Module,
+    backbone: Backbone,
     records: types.Records,
     preprocessing: Preprocessing,
     input_config: InputConfig,
@@ -153,7 +154,7 @@ def embed(
     folder.mkdir(parents=True, exist_ok=True)
     primary, part, marker = devices.is_primary(), folder / PART, folder / MARKER
     done = _begun(folder, key)
-    n, dim = len(records), int(backbone.dim)  # pyright: ignore[reportAttributeAccessIssue]
+    n, dim = len(records), backbone.dim
     # Everyone has read where to go on before the first host writes on.
     devices.barrier("embedding begins")
     with contextlib.ExitStack() as stack:

@@ -25,7 +25,7 @@ from cftjax.input.preprocessing import Box, Preprocessing
 from cftjax.runs import Run
 from cftjax.runtime import digests
 from cftjax.text import closest
-from cftjax.training import loop
+from cftjax.training import classifier
 from cftjax.types import Heads
 
 # Of feature maps, which are a hundred times larger than embeddings.
@@ -291,7 +291,7 @@ def load(folder: str | os.PathLike[str]) -> Model:
     if not (run.folder / "heads" / "final" / "heads.npz").is_file():
         raise FileNotFoundError(f"{folder} is not finished: the command that began it goes on with it")
     decisions = run.decisions()
-    backbone, _ = loop.load(run.folder / "backbone")
+    backbone, _ = classifier.load(run.folder / "backbone")
     settings, heads = run.config["settings"], run.heads("final")
     with digests.describing(run.folder / "config.json"):
         preprocessing, augmented = Preprocessing.from_json(stored), InputConfig(**settings["input"])

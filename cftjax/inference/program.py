@@ -18,7 +18,7 @@ from cftjax.config import BackboneConfig
 from cftjax.decisions import UNFITTED, Decisions
 from cftjax.runs import Run
 from cftjax.runtime import devices
-from cftjax.training import loop
+from cftjax.training import classifier
 
 FORMAT = 1
 
@@ -100,7 +100,7 @@ def of_run(run: Run) -> Program:
 
 def load_backbone(run: Run) -> Any:
     """The backbone of a run on the CPU, computing in float32 whatever it was trained in."""
-    return loop.load(run.folder / "backbone", devices.mesh(cpu()), dtype=jnp.float32)[0]
+    return classifier.load(run.folder / "backbone", devices.mesh(cpu()), dtype=jnp.float32)[0]
 
 
 def cpu() -> list[Any]:

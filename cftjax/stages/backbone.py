@@ -20,7 +20,7 @@ from cftjax.input import cache
 from cftjax.runs import Run
 from cftjax.runtime import devices, hosts, storage
 from cftjax.stages import sharing
-from cftjax.training import head, loop
+from cftjax.training import classifier, head, images, loop
 from cftjax.types import SPLITS, Dataset, Embeddings, Heads
 
 
@@ -41,7 +41,8 @@ def opened(loaded: Dataset, config: Config[Any], workdir: Path) -> Iterator[tupl
     dataset = prepared.dataset
     allow_missing = config.input.on_bad_image == "skip"
     hosts.together(lambda: preflight.check(dataset, config.split.leak, allow_missing=allow_missing))
-    run = runs.create(workdir, config, dataset.categories, dataset.fingerprint, loop.preprocessing(config))
+    preprocessing = images.of_experiment(dataset, config).preprocessing
+    run = runs.create(workdir, config, dataset.categories, dataset.fingerprint, preprocessing)
     with run.writing():
         if prepared.validation_rows is not None and devices.is_primary():
             storage.write_arrays(run.folder / "validation_rows.npz", {"rows": prepared.validation_rows})
@@ -91,7 +92,7 @@ def take_over(run: Run, embeddings: Mapping[str, Embeddings], heads: Heads, dige
 
 def _train_whole(run: Run, dataset: Dataset, config: Config[Any], needed: Sequence[str]) -> list[str]:
     """Train backbone and head on images, then embed the splits that are needed."""
-    preprocessing = loop.preprocessing(config)
+    source = images.of_experiment(dataset, config)
     # Not what happens to bad images: a run that one has stopped goes on without it, and keeps what is done.
     seen_by = dataclasses.replace(config.input, on_bad_image="raise")
     labels_settings, training_settings = deciding(config.labels, config.training)
@@ -99,16 +100,17 @@ def _train_whole(run: Run, dataset: Dataset, config: Config[Any], needed: Sequen
     with run.stage("backbone", trained_with, [dataset.fingerprint]) as trained:
         if not trained.complete:
             # Here and not batch by batch, so that a cache in memory serves every epoch's validation.
-            records = {s: cache.cached(r, preprocessing, config.input) for s, r in dataset.splits.items()}
-            loop.fit(dataclasses.replace(dataset, splits=records), config, trained.folder)
+            records = {s: cache.cached(r, source.preprocessing, config.input) for s, r in dataset.splits.items()}
+            cached = dataclasses.replace(source, dataset=dataclasses.replace(dataset, splits=records))
+            loop.fit(cached, trained.folder, log=config.tensorboard)
 
-    backbone, heads = loop.load(trained.folder)
+    backbone, heads = classifier.load(trained.folder)
     keys = []
     for split in (s for s in SPLITS if s in needed and s in dataset.splits):
         with run.stage(f"embeddings/{split}", [config.embed], [trained.key]) as stage:
             if not stage.complete:
                 records, size = dataset.splits[split], config.embed.batch_size
-                embed.embed(backbone, records, preprocessing, config.input, size, stage.folder, key=stage.key)
+                embed.embed(backbone, records, source.preprocessing, config.input, size, stage.folder, key=stage.key)
         keys.append(stage.key)
     return [*keys, _keep_heads(run, trained.key, heads)]
 
@@ -117,7 +119,8 @@ def _train_head(
     run: Run, dataset: Dataset, config: Config[Any], needed: Sequence[str], elsewhere: Sequence[Path]
 ) -> list[str]:
     """Embed splits with the pretrained backbone, those that training reads above all, and train the head on them."""
-    classifier = head.pretrained(config, len(dataset.categories))
+    source = images.of_experiment(dataset, config)
+    model = head.pretrained(source.architecture, config.seed)
     # Labels do not enter embeddings: another mode for unknown ones trains another head on the same.
     embedded_with = dataclasses.asdict(config.embed) | {
         "backbone": config.backbone,
@@ -131,10 +134,11 @@ def _train_head(
                 skip = config.input.on_bad_image == "skip"
                 same = sharing.find(run, split, [embedded_with], records, elsewhere, skip)
                 if same is None:
-                    preprocessing, batch_size = loop.preprocessing(config), config.embed.batch_size
-                    classifier.eval()
-                    frozen, where = classifier.backbone, stage.folder
-                    embed.embed(frozen, records, preprocessing, config.input, batch_size, where, key=stage.key)
+                    batch_size, where = config.embed.batch_size, stage.folder
+                    model.eval()
+                    embed.embed(
+                        model.backbone, records, source.preprocessing, config.input, batch_size, where, key=stage.key
+                    )
                 elif devices.is_primary():
                     sharing.take(same, records, stage.folder)
         keys[split] = stage.key
@@ -144,8 +148,8 @@ def _train_head(
     with run.stage("backbone", trained_with, [keys[split] for split in read]) as trained:
         if not trained.complete:
             embeddings = {split: run.embeddings(split) for split in read}
-            head.fit(dataset, embeddings, classifier, config, trained.folder)
-    _, heads = loop.load(trained.folder)
+            loop.fit(head.of_experiment(dataset, embeddings, model, config), trained.folder, log=config.tensorboard)
+    _, heads = classifier.load(trained.folder)
     return [*keys.values(), _keep_heads(run, trained.key, heads)]
 
 

@@ -1,7 +1,7 @@
 """The head alone, trained on embeddings of a backbone that stays as it is (a linear probe): minutes instead of hours.
 
-Labels, loss, batches, schedule, moving averages and the choice of the epoch are those of `training`. Embeddings are
-those of images as they are: augmentation would need the backbone at every step. The optimizer is SGD whatever the
+Labels, loss, batches, schedule, moving averages and the choice of the epoch are those of a whole classifier. Embeddings
+are those of images as they are: augmentation would need the backbone at every step. The optimizer is SGD whatever the
 network's is: stopped early it prefers the directions in which embeddings vary most, as a ridge penalty does, and the
 head's one learning rate serves any number of dimensions and categories.
 """
@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import grain
@@ -20,16 +19,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Bool, Float, Int, Num
+from jaxtyping import Bool, Float, Int, Num, PyTree
 
 from cftjax import types
-from cftjax.config import Config, TrainingConfig
+from cftjax.config import BackboneConfig, Config, InputConfig, LabelsConfig, TrainingConfig
 from cftjax.data import labels
 from cftjax.input import pipeline
 from cftjax.runtime import devices
-from cftjax.training import loop
-from cftjax.training import step as train_step
-from cftjax.training.step import Classifier
+from cftjax.training import classifier
+from cftjax.training.classifier import Abstract, Architecture, Classifier
+from cftjax.training.source import Judged
 
 # Rows of embeddings read at a time.
 ROWS_AT_ONCE = 16384
@@ -64,7 +63,9 @@ class Head(nnx.Module):
         return self.head((z - self.mean[None]) * self.scale[None])
 
 
-def plain(head: Any, mean: Float[types.Array, " d"], scale: Float[types.Array, " d"]) -> dict[str, jax.Array]:
+def plain(
+    head: Mapping[str, jax.Array], mean: Float[types.Array, " d"], scale: Float[types.Array, " d"]
+) -> dict[str, jax.Array]:
     """Kernel [d c] and bias [c] that give embeddings as they are the logits of a `Head`."""
     kernel = head["kernel"] * scale[:, None]
     return {"kernel": kernel, "bias": head["bias"] - mean @ kernel}
@@ -72,36 +73,32 @@ def plain(head: Any, mean: Float[types.Array, " d"], scale: Float[types.Array, "
 
 @dataclasses.dataclass(frozen=True)
 class Embedded:
-    """A head, trained on embeddings; what `training.Images` is for a whole classifier.
+    """A head, trained on embeddings; what `images.Images` is for a whole classifier.
 
     Attributes:
         dataset: labels of the split `train`, and of `validation` where there is one.
         embeddings: of these splits.
         pretrained: the classifier whose backbone made them.
-        config: its labels, input.workers, training and seed are read.
+        labels: what becomes of unknown and uncertain ones.
+        input: its number of threads is read.
+        backbone: the network that made the embeddings.
+        training: as `settings` makes it.
+        seed: of order and mixing.
     """
 
     dataset: types.Dataset
     embeddings: Mapping[str, types.Embeddings]
     pretrained: Classifier
-    config: Config[Any]
+    labels: LabelsConfig
+    input: InputConfig
+    backbone: BackboneConfig
+    training: TrainingConfig
+    seed: int
 
     @property
     def records(self) -> types.Records:
         """The training split."""
         return self.dataset.splits["train"]
-
-    @property
-    def settings(self) -> TrainingConfig:
-        """SGD on the sum over categories, of which `training` takes the mean; decay is of each category's loss."""
-        given, c = self.config.training, self.records.labels.shape[1]
-        return dataclasses.replace(
-            given,
-            optimizer="sgd",
-            learning_rate=given.frozen_learning_rate * c,
-            head_learning_rate_scale=1.0,
-            weight_decay=given.weight_decay / c,
-        )
 
     @functools.cached_property
     def opened(self) -> Bool[np.ndarray, " n"]:
@@ -109,48 +106,62 @@ class Embedded:
         return ~np.isin(np.asarray(self.records.names), np.asarray(self.embeddings["train"].unopened, str))
 
     def batches(self, bad_images: set[str]) -> grain.DatasetIterator[types.Batch]:
-        """Embeddings in the order in which `training.Images` has the images."""
+        """Embeddings in the order in which `images.Images` has the images."""
         bad_images.update(self.embeddings["train"].unopened)
-        settings = self.config.training
-        local = pipeline.local_rows(settings.batch_size, devices.host_shard())
-        pipeline.check_size(settings.batch_size, len(self.records))
-        make = EmbeddedBatch(self, settings.batch_size, local)
-        return iter(pipeline.in_threads(grain.MapDataset.range(pipeline.ENDLESS).map(make), self.config.input))
+        batch_size = self.training.batch_size
+        local = pipeline.local_rows(batch_size, devices.host_shard())
+        pipeline.check_size(batch_size, len(self.records))
+        make = EmbeddedBatch(self, batch_size, local)
+        return iter(pipeline.in_threads(grain.MapDataset.range(pipeline.ENDLESS).map(make), self.input))
 
-    def abstract(self) -> tuple[nnx.GraphDef[Any], Any, Any, Any]:
-        """Of the head."""
+    def abstract(self) -> Abstract:
+        """Structure and shapes of the head."""
         d, c = self.embeddings["train"].z.shape[1], self.records.labels.shape[1]
-        model = nnx.eval_shape(lambda: Head(jnp.zeros(d), jnp.zeros(d), jnp.zeros(c)))
-        graphdef, *variables = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
-        params, stats, rest = map(nnx.as_pure, variables)
-        return graphdef, params, stats, rest
+        return classifier.of_model(nnx.eval_shape(lambda: Head(jnp.zeros(d), jnp.zeros(d), jnp.zeros(c))))
 
     def create(self) -> Head:
         """A kernel of zeros, and the bias that gives every category the share of positives among its labels."""
         mean, scale = moments(self.embeddings["train"].z, self.opened)
-        total, count = labels.target_sums(self.records.labels, self.config.labels, self.config.seed, self.opened)
+        total, count = labels.target_sums(self.records.labels, self.labels, self.seed, self.opened)
         # One more of each, or a category without positives or negatives would begin at infinity.
         return Head(mean, scale, np.log((total + 1) / (count - total + 1)).astype(np.float32))
 
-    def judged(self, model: Head, mesh: Mesh) -> loop.Judged | None:
-        """Validation embeddings; they do not change."""
+    def judged(self, model: Head, mesh: Mesh) -> Judged | None:
+        """Validation embeddings, which do not change, under the head of the moment."""
         if "validation" not in self.embeddings:
             return None
         split = self.embeddings["validation"]
-        head: Any = nnx.as_pure(nnx.state(model.head, nnx.Param))
-        found = plain(head, model.mean.get_value(), model.scale.get_value())
+        trained = nnx.as_pure(nnx.state(model.head, nnx.Param))
+        last_layer = plain(trained, model.mean.get_value(), model.scale.get_value())
 
         def columns(some: Int[np.ndarray, " k"]) -> tuple[np.ndarray, np.ndarray]:
             return np.asarray(split.labels[:, some]), np.asarray(split.known[:, some])
 
-        return loop.Judged(split.z, types.Heads(found["kernel"].T, found["bias"]), columns)
+        return Judged(split.z, types.Heads(last_layer["kernel"].T, last_layer["bias"]), columns)
 
-    def classifier(self, params: Any, stats: Any, rest: Any) -> tuple[Any, Any]:
+    def classifier(self, params: PyTree, stats: PyTree, rest: PyTree) -> tuple[PyTree, PyTree]:
         """The backbone as it was given, and the head for its embeddings."""
-        whole: Any
-        _, whole, backbone_stats, _ = nnx.split(self.pretrained, nnx.Param, nnx.BatchStat, ...)
+        whole = classifier.of_model(self.pretrained)
         head = plain(params["head"], rest["mean"], rest["scale"])
-        return {**nnx.as_pure(whole), "head": head}, nnx.as_pure(backbone_stats)
+        return {**whole.params, "head": head}, whole.stats
+
+
+def settings(training: TrainingConfig, num_categories: int) -> TrainingConfig:
+    """Settings under which a head is trained alone: SGD on the sum over categories, with decay of each one's loss.
+
+    The loop takes the mean over categories, so that rate and decay are scaled by their number.
+
+    Args:
+        training: as they were given.
+        num_categories: of the head.
+    """
+    return dataclasses.replace(
+        training,
+        optimizer="sgd",
+        learning_rate=training.frozen_learning_rate * num_categories,
+        head_learning_rate_scale=1.0,
+        weight_decay=training.weight_decay / num_categories,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,11 +174,11 @@ class EmbeddedBatch:
 
     def __call__(self, step: int) -> types.Batch:
         """Read the rows, and resolve their labels."""
-        source, seed = self.source, self.source.config.seed
+        source, seed = self.source, self.source.seed
         rows = pipeline.rows_of(step, len(source.records), self.batch_size, seed, self.local)
         z = np.asarray(source.embeddings["train"].z[rows], np.float32)
-        given = source.records.labels[rows]
-        return pipeline.labelled(z, given, source.config.labels, seed, rows, source.opened[rows])
+        labels_of_rows = source.records.labels[rows]
+        return pipeline.labelled(z, labels_of_rows, source.labels, seed, rows, source.opened[rows])
 
 
 def moments(
@@ -189,41 +200,30 @@ def moments(
     return np.asarray(mean, np.float32), scale.astype(np.float32)
 
 
-def pretrained(config: Config[Any], num_categories: int) -> Classifier:
+def pretrained(architecture: Architecture, seed: int) -> Classifier:
     """A classifier with the pretrained backbone, which is what all embeddings are made with.
 
     Raises:
         ValueError: where the configuration names no weights.
     """
-    if config.backbone.weights is None:
+    if architecture.backbone.weights is None:
         raise ValueError(
             "--training.freeze-backbone trains the head alone, and the backbone has random weights: name some with "
             "--backbone.weights"
         )
-    return train_step.new_classifier(*loop.architecture(config, num_categories), config.seed)
+    return classifier.new(architecture, seed)
 
 
-def fit(
-    dataset: types.Dataset,
-    embeddings: Mapping[str, types.Embeddings],
-    classifier: Classifier,
-    config: Config[Any],
-    folder: Path,
-    *,
-    mesh: Mesh | None = None,
-) -> loop.History:
-    """Train the head, or go on with the one in the folder; the folder is then as one that `training.fit` wrote.
+def of_experiment(
+    dataset: types.Dataset, embeddings: Mapping[str, types.Embeddings], model: Classifier, config: Config[Any]
+) -> Embedded:
+    """The head of an experiment on its embeddings.
 
     Args:
         dataset: labels of the split `train`, and of `validation` where there is one.
         embeddings: of these splits.
-        classifier: that `pretrained` made.
-        config: its labels, input.workers, training and seed are read.
-        folder: of checkpoints and history.
-        mesh: of the devices; all of them if None.
-
-    Raises:
-        ValueError: as `training.fit`.
-        KeyboardInterrupt: after a signal, when everything is saved.
+        model: that `pretrained` made, with which the embeddings were made.
+        config: its labels, input.workers, backbone, training and seed are read.
     """
-    return loop.follow(Embedded(dataset, embeddings, classifier, config), config, folder, mesh)
+    training = settings(config.training, len(dataset.categories))
+    return Embedded(dataset, embeddings, model, config.labels, config.input, config.backbone, training, config.seed)

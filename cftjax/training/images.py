@@ -1,0 +1,119 @@
+"""A whole classifier, trained on images."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import grain
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Int, PyTree
+
+from cftjax import backbones, types
+from cftjax.config import BackboneConfig, Config, InputConfig, LabelsConfig, TrainingConfig
+from cftjax.embeddings import embed
+from cftjax.input import pipeline
+from cftjax.input.preprocessing import Preprocessing
+from cftjax.runtime import devices
+from cftjax.training import classifier
+from cftjax.training.classifier import Abstract, Architecture, Classifier
+from cftjax.training.source import Judged
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """A whole classifier, trained on images.
+
+    Attributes:
+        dataset: with the split `train`, and `validation` where there is one.
+        preprocessing: of the images.
+        labels: what becomes of unknown and uncertain ones.
+        input: threads, augmentation, and what happens to images that cannot be opened.
+        backbone: the network.
+        training: loss, optimizer, schedule.
+        embed_batch_size: validation images per step of each device.
+        seed: of initial weights, order, augmentation and mixing.
+    """
+
+    dataset: types.Dataset
+    preprocessing: Preprocessing
+    labels: LabelsConfig
+    input: InputConfig
+    backbone: BackboneConfig
+    training: TrainingConfig
+    embed_batch_size: int
+    seed: int
+
+    @property
+    def records(self) -> types.Records:
+        """The training split."""
+        return self.dataset.splits["train"]
+
+    @property
+    def architecture(self) -> Architecture:
+        """What decides the classifier's variables."""
+        dtype = devices.compute_dtype(self.training.compute_dtype)
+        return Architecture(self.backbone, len(self.dataset.categories), dtype)
+
+    def batches(self, bad_images: set[str]) -> grain.DatasetIterator[types.Batch]:
+        """Endless training batches, shuffled and augmented."""
+        return iter(
+            pipeline.train_batches(
+                self.records,
+                self.labels,
+                self.preprocessing,
+                self.input,
+                batch_size=self.training.batch_size,
+                seed=self.seed,
+                shard=devices.host_shard(),
+                bad_images=bad_images,
+            )
+        )
+
+    def abstract(self) -> Abstract:
+        """Structure and shapes of the classifier."""
+        return classifier.abstract(self.architecture)
+
+    def create(self) -> Classifier:
+        """The classifier with random weights, or the backbone's pretrained ones."""
+        return classifier.new(self.architecture, self.seed)
+
+    def judged(self, model: Classifier, mesh: Mesh) -> Judged | None:
+        """All validation images, embedded by the model of the moment."""
+        if "validation" not in self.dataset.splits:
+            return None
+        records = self.dataset.splits["validation"]
+        parts = list(
+            embed.embed_rows(model.backbone, records, self.preprocessing, self.input, self.embed_batch_size, mesh=mesh)
+        )
+        z, opened = np.concatenate([part.z for part in parts]), np.concatenate([part.opened for part in parts])
+
+        def columns(some: Int[np.ndarray, " k"]) -> tuple[np.ndarray, np.ndarray]:
+            labels = records.labels.columns(some)
+            return labels.labels, labels.known & opened[:, None]
+
+        return Judged(z, classifier.heads_of(model), columns)
+
+    def classifier(self, params: PyTree, stats: PyTree, rest: PyTree) -> tuple[PyTree, PyTree]:
+        """Parameters and statistics as they are, for what is trained is the whole classifier."""
+        return params, stats
+
+
+def of_experiment(dataset: types.Dataset, config: Config[Any]) -> Images:
+    """The classifier of an experiment on its images.
+
+    Args:
+        dataset: with the split `train`, and `validation` where there is one.
+        config: its data.scene_size, labels, input, backbone, training, embed.batch_size and seed are read.
+    """
+    return Images(
+        dataset,
+        backbones.preprocessing(config.backbone, types.scene_size(config.data)),
+        config.labels,
+        config.input,
+        config.backbone,
+        config.training,
+        config.embed.batch_size,
+        config.seed,
+    )
