@@ -23,7 +23,7 @@ from cftjax import extras, types
 from cftjax.data import sparse
 from cftjax.data.reading import files, images
 from cftjax.data.reading.problems import DataError
-from cftjax.data.reading.tfds_layouts import Example, Layout, layout_of, listed
+from cftjax.data.tfds_layouts import Example, Layout, layout_of, listed
 
 # Records read at a time while labels are gathered; each brings the bytes of its image along.
 READ_RECORDS = 256

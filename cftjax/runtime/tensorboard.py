@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from cftjax import extras, metrics
+from cftjax import extras
 
 # In the folder of a stage.
 FOLDER = "tensorboard"
@@ -93,7 +93,9 @@ def write_curves(folder: Path, name: str, categories: Sequence[str], scores: Flo
     kept = np.array(scores, np.float32)
     for row in range(1, len(kept)):
         kept[row] = np.where(np.isnan(kept[row]), kept[row - 1], kept[row])
-    means = np.asarray(metrics.mean_defined(kept))
+    defined = ~np.isnan(kept)
+    sums, counts = np.where(defined, kept, 0).sum(axis=1), defined.sum(axis=1)
+    means = np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
     with Log(folder) as log:
         for step, (mean, row) in enumerate(zip(means, scores, strict=True)):
             log.scalars(step, {name: float(mean)})
