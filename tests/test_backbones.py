@@ -222,8 +222,9 @@ def test_preprocessing_is_that_of_the_library_whose_names_the_weights_have(tmp_p
 def test_weights_trained_with_another_padding_are_refused(name, architecture, mend, tmp_path):
     np.savez(tmp_path / "weights.npz", x=np.zeros(1))
     (tmp_path / "config.json").write_text(json.dumps({"architecture": architecture}))
+    network = nnx.eval_shape(lambda: backbones.create(BackboneConfig("small_resnet"), nnx.Rngs(0)))
     with pytest.raises(ValueError, match=f"weights of {architecture}: use --backbone.name {mend}"):
-        backbones.load_weights(nnx.Module(), BackboneConfig(name, weights=str(tmp_path / "weights.npz")))
+        backbones.load_weights(network, BackboneConfig(name, weights=str(tmp_path / "weights.npz")))
 
 
 @pytest.mark.parametrize("name", ["convnext", "vit"])
