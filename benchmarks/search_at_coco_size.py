@@ -130,7 +130,7 @@ def load(folder: Path) -> tuple[Embeddings, Embeddings, Heads]:
 def curve(picture: Path, folder: Path) -> None:
     """Draw the seconds of each stage as one size grows, the others fixed; compiled before."""
     figure = Figure(figsize=(10, 3.2), layout="constrained")
-    print("| rows | dimensions | categories | polish, s | search, s | choice, s |\n|---:|---:|---:|---:|---:|---:|")
+    print("| rows | dimensions | categories | search, s | polish, s | choice, s |\n|---:|---:|---:|---:|---:|---:|")
     for axes, (name, sizes) in zip(figure.subplots(1, len(CURVES), sharey=True), CURVES.items(), strict=True):
         taken = []
         for size in sizes:
@@ -138,10 +138,10 @@ def curve(picture: Path, folder: Path) -> None:
             tune(*problem)
             taken.append(tune(*problem)[0])
             cells = [f"{size.rows:,}", f"{size.dimensions:,}", str(size.categories)]
-            cells += [f"{taken[-1][stage]:.1f}" for stage in ("polish", "ga", "choice")]
+            cells += [f"{taken[-1][stage]:.1f}" for stage in ("search", "polish", "choice")]
             print(f"| {' | '.join(cells)} |", flush=True)
         x = [getattr(size, name) for size in sizes]
-        for stage, title in (("polish", "polish"), ("ga", "search"), ("choice", "choice")):
+        for stage, title in (("search", "search"), ("polish", "polish"), ("choice", "choice")):
             axes.plot(x, [seconds[stage] for seconds in taken], marker="o", label=title)
         axes.set(xscale="log", yscale="log", xlabel=name)
         axes.set_xticks(x, [f"{value:,}" for value in x])
