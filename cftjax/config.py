@@ -5,26 +5,20 @@ from __future__ import annotations
 import dataclasses
 import os
 from dataclasses import field
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar
 
 import tyro
 
+from cftjax import unknowns
 from cftjax.metrics import Metric
 
 PickRule = Literal["best", "one_se", "cross_validated", "shrunken"]
 Rule = Literal["shared", "best", "one_se", "cross_validated", "shrunken"]
-Unknown = Literal[
-    "assume_negative",
-    "ignore",
-    "weak_negative",
-    "smooth_negative",
-    "selective",
-    "reject_large_loss",
-    "correct_large_loss",
-    "correct_large_loss_permanently",
-    "curriculum",
-]
-LARGE_LOSS = ("reject_large_loss", "correct_large_loss", "correct_large_loss_permanently")
+# A mode of unknown labels by its name: the rows of one table, which holds all else that is known of them.
+if TYPE_CHECKING:
+    Unknown = str
+else:
+    Unknown = Literal[tuple(unknowns.MODES)]
 ORDERS = {"search_polish": ("ga", "polish"), "polish_search": ("polish", "ga")}
 
 
@@ -69,7 +63,8 @@ class LabelsConfig:
 
     def __post_init__(self) -> None:
         """Refuse settings out of range."""
-        if self.unknown_warmup < (self.unknown in ("selective", "curriculum")):
+        needs_model = "unknown_warmup" in self.mode.options and self.mode.begins == "ignore"
+        if self.unknown_warmup < needs_model:
             raise ValueError(
                 f"labels.unknown-warmup {self.unknown_warmup} is too short: use 0 or more, and 1 or more for selective "
                 "and curriculum, which need a model first"
@@ -90,6 +85,16 @@ class LabelsConfig:
             raise ValueError(f"labels.known-negatives {self.known_negatives} is not a share: use a value in [0, 1]")
         if not self.curriculum_score >= 0:
             raise ValueError(f"labels.curriculum-score {self.curriculum_score} is negative: use a logit of 0 or more")
+
+    @property
+    def mode(self) -> unknowns.Mode:
+        """The row of the chosen mode."""
+        return unknowns.MODES[self.unknown]
+
+    @property
+    def mode_options(self) -> dict[str, Any]:
+        """The options that the chosen mode reads."""
+        return {name: getattr(self, name) for name in self.mode.options}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,14 +197,6 @@ class TrainingConfig:
             raise ValueError(f"training.accumulate {self.accumulate} is not a number of parts: use 1 or more")
 
 
-# Modes of unknown labels -> options that they alone read.
-UNKNOWN_OPTIONS: dict[str, tuple[str, ...]] = {
-    "weak_negative": ("unknown_weight",),
-    "smooth_negative": ("unknown_smoothing",),
-    "selective": ("unknown_warmup", "likelihood_top", "prior_threshold"),
-    "curriculum": ("unknown_warmup", "curriculum_score"),
-    **dict.fromkeys(LARGE_LOSS, ("unknown_warmup", "large_loss_share")),
-}
 # Options of training that change nothing while they have their defaults.
 TRAINING_EXTRAS = (
     "freeze_backbone",
@@ -217,8 +214,7 @@ def deciding(labels: LabelsConfig, training: TrainingConfig) -> tuple[dict[str, 
     What the chosen modes do not read is left out, so that changing it keeps what is trained; so does an option that
     this version added, where it is off.
     """
-    read = UNKNOWN_OPTIONS.get(labels.unknown, ())
-    unread = {name for names in UNKNOWN_OPTIONS.values() for name in names if name not in read}
+    unread = {name for mode in unknowns.MODES.values() for name in mode.options} - set(labels.mode.options)
     unread |= set() if labels.hide == "positives_first" else {"known_negatives"}
     kept_labels = {name: value for name, value in dataclasses.asdict(labels).items() if name not in unread}
     given, default = dataclasses.asdict(training), TrainingConfig()
@@ -235,15 +231,13 @@ def check_together(labels: LabelsConfig, training: TrainingConfig) -> None:
     Raises:
         ValueError: with the mend.
     """
-    if "unknown_warmup" in UNKNOWN_OPTIONS.get(labels.unknown, ()) and labels.unknown_warmup >= training.epochs:
+    if "unknown_warmup" in labels.mode.options and labels.unknown_warmup >= training.epochs:
         raise ValueError(
             f"labels.unknown-warmup {labels.unknown_warmup} leaves none of {training.epochs} epochs to "
             f"{labels.unknown}: use fewer, or more training.epochs"
         )
-    if labels.unknown == "correct_large_loss_permanently" and training.mixup:
-        raise ValueError(
-            "labels.unknown correct_large_loss_permanently corrects labels of single images: use training.mixup 0"
-        )
+    if labels.mode.single_images and training.mixup:
+        raise ValueError(f"labels.unknown {labels.unknown} corrects labels of single images: use training.mixup 0")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,10 +25,11 @@ from cftjax.data import preflight
 from cftjax.default import get_config
 from cftjax.metrics import MEAN
 from cftjax.report import sweep_scores, sweep_table
-from cftjax.report.sweep_scores import FULL, MODES, RunScores, SweepScores
+from cftjax.report.sweep_scores import FULL, RunScores, SweepScores
 from cftjax.runtime import devices, hosts
 from cftjax.stages import backbone, heads
 from cftjax.types import SPLITS, Dataset
+from cftjax.unknowns import MODES
 
 D = TypeVar("D")
 
@@ -77,7 +78,7 @@ def main() -> None:
         for proportion in sweep.known_proportions:
             suffix = f"{proportion:g}" + (f"-seed-{seed}" if seed != config.seed else "")
             for mode in sweep.unknowns:
-                folder = sweep.workdir / f"{MODES[mode].folder}-{suffix}"
+                folder = sweep.workdir / f"{MODES[mode].folder or mode}-{suffix}"
                 if devices.is_primary():
                     print(f"Run {folder}", flush=True)
                 own = part(config, proportion, seed, mode)

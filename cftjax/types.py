@@ -126,7 +126,7 @@ class Batch(NamedTuple):
         labels: [n c] float32 targets in [0, 1].
         known: [n c] bool, where the target counts.
         rows: [n] int32 row of the split; -1 for padding that fills the last batch.
-        unknown: [n c] bool, labels that nobody gave and that a mode of `training.unknowns` decides about; None where
+        unknown: [n c] bool, labels that nobody gave and that a mode of `unknowns` decides about; None where
             `labels` and `known` say it all.
     """
 

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import jax
@@ -5,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cftjax import config, losses
+from cftjax import config, losses, unknowns
 from cftjax.config import LabelsConfig, TrainingConfig
-from cftjax.training import unknowns
+from cftjax.unknowns import Seen
 
 N, C = 6, 5
 rng = np.random.default_rng(0)
@@ -45,15 +46,22 @@ def compare(found, expected):
     np.testing.assert_allclose(np.where(where, np.broadcast_to(found.weights, (N, C)), 1), weights, rtol=1e-6)
 
 
+def seen(epoch=0, memory=None, rows=ROWS, logits=LOGITS, loss=None):
+    def cost_of(targets):
+        return losses.sigmoid_bce(logits, targets.targets, where=targets.where)
+
+    return Seen(logits, LABELS, KNOWN, UNKNOWN, rows, jnp.int32(epoch), memory or {}, loss or cost_of)
+
+
 def test_weak_negatives_weigh_what_is_asked_or_one_positive_together():
-    compare(unknowns.weak_negative(LABELS, KNOWN, UNKNOWN), by_hand(lambda i, j: (0, 1 / (C - 1))))
-    compare(unknowns.weak_negative(LABELS, KNOWN, UNKNOWN, 0.3), by_hand(lambda i, j: (0, 0.3)))
+    compare(unknowns.weak_negative(seen(), unknown_weight=None)[0], by_hand(lambda i, j: (0, 1 / (C - 1))))
+    compare(unknowns.weak_negative(seen(), unknown_weight=0.3)[0], by_hand(lambda i, j: (0, 0.3)))
 
 
 def test_smoothing_moves_every_target_towards_one_half():
     targets, where, weights = by_hand(lambda i, j: (0, 1))
     smoothed = np.where(where, np.where(targets == 1, 1 - 0.1, 0.1), 0)
-    compare(unknowns.smooth_negative(LABELS, KNOWN, UNKNOWN, 0.2), (smoothed, where, weights))
+    compare(unknowns.smooth_negative(seen(), unknown_smoothing=0.2)[0], (smoothed, where, weights))
 
 
 def test_selection_leaves_out_the_likeliest_of_an_image_and_common_categories():
@@ -63,7 +71,9 @@ def test_selection_leaves_out_the_likeliest_of_an_image_and_common_categories():
         likeliest = sorted(np.flatnonzero(UNKNOWN[i]), key=lambda k: -LOGITS[i, k])[:2]
         return None if j in likeliest or prior[j] > 0.06 else (0, 1)
 
-    compare(unknowns.selective(LOGITS, LABELS, KNOWN, UNKNOWN, prior, top=2, threshold=0.06), by_hand(decide))
+    memory = {"probability": 7 * prior, "images": np.float32(7)}
+    options = {"likelihood_top": 2, "prior_threshold": 0.06, "unknown_warmup": 1}
+    compare(unknowns.selective(seen(epoch=1, memory=memory), **options)[0], by_hand(decide))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.25, 1.0])
@@ -80,17 +90,13 @@ def test_a_curriculum_takes_what_the_model_is_sure_of():
     def decide(i, j):
         return (LOGITS[i, j] > 1.5, 1) if abs(LOGITS[i, j]) > 1.5 else None
 
-    compare(unknowns.curriculum(LOGITS, LABELS, KNOWN, UNKNOWN, 1.5), by_hand(decide))
+    compare(unknowns.curriculum(seen(epoch=1), curriculum_score=1.5, unknown_warmup=1)[0], by_hand(decide))
 
 
 def resolve(settings, epoch, memory=None, rows=ROWS):
     if memory is None:
-        memory = unknowns.new_memory(settings, 10, C)
-
-    def loss(given):
-        return losses.sigmoid_bce(LOGITS, given.targets, where=given.where)
-
-    return unknowns.resolve(settings, LOGITS, LABELS, KNOWN, UNKNOWN, rows, memory, jnp.int32(epoch), loss)
+        memory = settings.mode.new_memory(10, C)
+    return settings.mode.resolve(seen(epoch, memory, rows), **settings.mode_options)
 
 
 def test_large_losses_grow_with_the_epochs_after_warm_up():
@@ -125,13 +131,13 @@ def test_permanent_corrections_are_remembered_by_image():
     assert np.all(corrected[kept & UNKNOWN])
     assert np.count_nonzero(corrected) == np.count_nonzero(kept & UNKNOWN) + 2
     with pytest.raises(ValueError, match=r"1,000,000 x 5,000 labels, which is too many: use correct_large_loss"):
-        unknowns.new_memory(settings, 1_000_000, 5_000)
+        settings.mode.new_memory(1_000_000, 5_000)
 
 
 def test_the_prior_is_the_mean_probability_in_the_last_epoch_of_warm_up():
     settings = LabelsConfig(unknown="selective", unknown_warmup=2, likelihood_top=0, prior_threshold=0.5)
     rows = np.where(np.arange(N) == 3, -1, ROWS)
-    memory = unknowns.new_memory(settings, 10, C)
+    memory = settings.mode.new_memory(10, C)
     for epoch in (0, 1, 1, 2):
         found, memory = resolve(settings, epoch, memory, rows)
         if epoch < 2:
@@ -143,20 +149,15 @@ def test_the_prior_is_the_mean_probability_in_the_last_epoch_of_warm_up():
     np.testing.assert_array_equal(found.where, KNOWN | (UNKNOWN & ~(prior > 0.5)))
 
 
-@pytest.mark.parametrize("unknown", [*config.UNKNOWN_OPTIONS, "assume_negative", "ignore"])
+@pytest.mark.parametrize("unknown", unknowns.MODES)
 def test_labels_that_do_not_count_have_exactly_no_gradient_and_others_some(unknown):
     settings = LabelsConfig(unknown=unknown, likelihood_top=1, prior_threshold=1.0)
-    memory = unknowns.new_memory(settings, 10, C)
+    memory = settings.mode.new_memory(10, C)
     bad = np.where(KNOWN | UNKNOWN, LOGITS, np.nan).astype(np.float32)
 
     def loss(logits):
-        seen = jax.lax.stop_gradient(logits)
-
-        def cost_of(given):
-            return losses.sigmoid_bce(seen, given.targets, where=given.where)
-
-        epoch = jnp.int32(3)
-        given, _ = unknowns.resolve(settings, seen, LABELS, KNOWN, UNKNOWN, ROWS, memory, epoch, cost_of)
+        looked_at = jax.lax.stop_gradient(logits)
+        given, _ = settings.mode.resolve(seen(3, memory, logits=looked_at), **settings.mode_options)
         each = losses.sigmoid_bce(logits, given.targets, where=given.where) * given.weights
         return losses.mean_known(each, given.where), given
 
@@ -165,6 +166,30 @@ def test_labels_that_do_not_count_have_exactly_no_gradient_and_others_some(unkno
     np.testing.assert_array_equal(np.asarray(gradient) != 0, counts)
     assert np.all(counts[KNOWN])
     assert not np.any(counts[~(KNOWN | UNKNOWN)])
+
+
+@pytest.mark.parametrize("unknown", unknowns.MODES)
+def test_every_mode_has_a_row_that_is_whole(unknown):
+    mode = LabelsConfig(unknown=unknown).mode
+    fields = {field.name for field in dataclasses.fields(LabelsConfig)}
+    assert set(mode.options) <= fields
+    assert mode.title
+    assert mode.fate
+    titles = [other.title for other in unknowns.MODES.values()]
+    assert titles.count(mode.title) == 1
+    # In the first epoch unknown labels are what the row says, for the head's bias and weights are made from it.
+    settings = LabelsConfig(unknown=unknown)
+    first, memory = resolve(settings, 0)
+    np.testing.assert_array_equal(first.where, KNOWN if mode.begins == "ignore" else KNOWN | UNKNOWN)
+    # What it remembers keeps names, shapes and kinds: it is saved with the state.
+    before = mode.new_memory(10, C)
+    assert {k: (np.shape(x), x.dtype) for k, x in memory.items()} == {
+        k: (np.shape(x), x.dtype) for k, x in before.items()
+    }
+    # Every option it reads enters the key of a training, and no other mode's.
+    recorded = set(config.deciding(settings, TrainingConfig())[0])
+    every = {name for other in unknowns.MODES.values() for name in other.options}
+    assert recorded & every == set(mode.options)
 
 
 def test_a_stage_records_only_the_options_that_its_modes_read():

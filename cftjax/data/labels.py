@@ -12,8 +12,8 @@ from jaxtyping import Bool, Float, Float32, Int, Num, UInt64
 
 from cftjax import types
 from cftjax.config import LabelsConfig
+from cftjax.unknowns import Simple
 
-Unknown = Literal["assume_negative", "ignore"]
 Uncertain = Literal["negative", "positive", "ignore", "smooth_negative", "smooth_positive"]
 
 # Label smoothing of CheXpert's uncertain labels: U[0, 0.3] on the negative side, U[0.55, 0.85] on the positive.
@@ -59,7 +59,7 @@ def to_values(labels: types.Labels) -> Float32[np.ndarray, "n c"]:
 def resolve(
     labels: types.Labels,
     *,
-    unknown: Unknown,
+    unknown: Simple,
     uncertain: Uncertain,
     seed: int,
     rows: Int[np.ndarray, " n"] | None = None,
@@ -108,12 +108,13 @@ def target_sums(
         opened: rows that count; all if None.
     """
     n, c = labels.shape
-    unknown: Unknown = "ignore" if config.unknown in ("ignore", "selective", "curriculum") else "assume_negative"
     total, count = np.zeros(c), np.zeros(c)
     size = max(ELEMENTS // max(c, 1), 1)
     for start in range(0, n, size):
         rows = np.arange(start, min(start + size, n))
-        targets, where = resolve(labels[rows], unknown=unknown, uncertain=config.uncertain, seed=seed, rows=rows)
+        targets, where = resolve(
+            labels[rows], unknown=config.mode.begins, uncertain=config.uncertain, seed=seed, rows=rows
+        )
         if opened is not None:
             where &= opened[rows, None]
         total += np.where(where, targets, 0).sum(0, dtype=np.float64)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import get_args
 
 import grain
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
 
-from cftjax import config, types
+from cftjax import config, types, unknowns
 from cftjax.data import labels
 from cftjax.data.reading import images
 from cftjax.input import augment, cache
@@ -145,8 +146,8 @@ def labelled(
     opened: Bool[np.ndarray, " n"],
 ) -> types.Batch:
     """A training batch: labels resolved, but for unknown ones that training decides about; none where not opened."""
-    simple = labels_config.unknown in ("assume_negative", "ignore")
-    mode = "assume_negative" if labels_config.unknown == "assume_negative" else "ignore"
+    simple = labels_config.unknown in get_args(unknowns.Simple)
+    mode = labels_config.mode.begins if simple else "ignore"
     targets, known = labels.resolve(given, unknown=mode, uncertain=labels_config.uncertain, seed=seed, rows=rows)
     return types.Batch(
         image,

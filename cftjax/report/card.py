@@ -23,17 +23,6 @@ from cftjax.runs import Run
 from cftjax.runtime import storage
 from cftjax.text import for_markdown
 
-UNKNOWN = {
-    "assume_negative": "counted as negative",
-    "ignore": "did not count",
-    "weak_negative": "counted as negatives of little weight",
-    "smooth_negative": "counted as negative, with all targets smoothed",
-    "selective": "counted as negative where the category was unlikely",
-    "reject_large_loss": "counted as negative, but for those of the largest losses, which did not count",
-    "correct_large_loss": "counted as negative, but for those of the largest losses, which counted as positive",
-    "correct_large_loss_permanently": "counted as negative, but for those of the largest losses, which became positive",
-    "curriculum": "counted as what the model was sure of, and else not at all",
-}
 UNCERTAIN = {
     "negative": "as negative",
     "positive": "as positive",
@@ -201,7 +190,7 @@ def _labels(run: Run) -> Iterator[str]:
         trained = "head" if settings["training"].get("freeze_backbone") else "backbone"
         yield (
             f"While the {trained} was trained, unknown labels "
-            f"{UNKNOWN[labels.unknown]} (`{labels.unknown}`); uncertain ones counted {UNCERTAIN[labels.uncertain]}."
+            f"{labels.mode.fate} (`{labels.unknown}`); uncertain ones counted {UNCERTAIN[labels.uncertain]}."
         )
         if labels.hide != "none":
             yield f"Labels of the training split were hidden on purpose (`{labels.hide}`): see the settings."

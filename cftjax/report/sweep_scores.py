@@ -17,26 +17,8 @@ from cftjax.runs import Run
 from cftjax.scores import bootstrap, measure, predictions
 from cftjax.scores.bootstrap import Interval
 from cftjax.scores.measure import Asked
+from cftjax.unknowns import MODES
 
-
-class Mode(NamedTuple):
-    """How a mode of unknown labels is called in tables, and in the names of its runs' folders."""
-
-    title: str
-    folder: str
-
-
-MODES = {
-    "assume_negative": Mode("Negative", "negative"),
-    "ignore": Mode("Ignore", "ignore"),
-    "weak_negative": Mode("WAN", "weak_negative"),
-    "smooth_negative": Mode("AN-LS", "smooth_negative"),
-    "selective": Mode("CSL", "selective"),
-    "reject_large_loss": Mode("LL-R", "reject_large_loss"),
-    "correct_large_loss": Mode("LL-Ct", "correct_large_loss"),
-    "correct_large_loss_permanently": Mode("LL-Cp", "correct_large_loss_permanently"),
-    "curriculum": Mode("Curriculum", "curriculum"),
-}
 FINAL = "CFT final"
 # Not a mode: runs of which no label is hidden. And what Ignore comes to by learning from validation labels as well.
 FULL, FULL_TITLE = "full_labels", "Full labels"

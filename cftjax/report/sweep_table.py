@@ -18,9 +18,10 @@ from cftjax import figures
 from cftjax.config import LabelsConfig
 from cftjax.metrics import MEAN
 from cftjax.report import printing, sweep_scores
-from cftjax.report.sweep_scores import FINAL, MODES, SweepScores
+from cftjax.report.sweep_scores import FINAL, SweepScores
 from cftjax.runtime import storage
 from cftjax.scores.bootstrap import Interval
+from cftjax.unknowns import MODES
 
 
 def write(folder: Path, scores: SweepScores, labels: LabelsConfig, console: Console | None = None) -> None:

@@ -26,7 +26,7 @@ from cftjax.data import labels
 from cftjax.input import pipeline
 from cftjax.runtime import checkpoints, devices, digests, interruption, storage, tensorboard
 from cftjax.runtime.progress import Progress
-from cftjax.training import state, step, unknowns
+from cftjax.training import state, step
 from cftjax.training.history import History
 from cftjax.training.optimizer import schedule
 from cftjax.training.source import Source
@@ -139,7 +139,7 @@ class Training:
         self.waiting: Step | None = None
         self.loss = math.nan
         self.saved_at = time.monotonic()
-        kept = unknowns.new_memory(source.labels, *self.records.labels.shape), positive_weights(source)
+        kept = source.labels.mode.new_memory(*self.records.labels.shape), positive_weights(source)
         saved = checkpoints.steps(folder / "state")
         if saved:
             self.history, self.state = self.restored(saved[-1], state.abstract_state(self.spec, model, *kept))

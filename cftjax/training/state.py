@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +12,9 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from cftjax import types
+from cftjax import types, unknowns
 from cftjax.backbones import DepthGroups
-from cftjax.config import UNKNOWN_OPTIONS, LabelsConfig, TrainingConfig
+from cftjax.config import LabelsConfig, TrainingConfig
 from cftjax.runtime import devices
 from cftjax.training import classifier
 from cftjax.training.classifier import Abstract
@@ -26,9 +25,6 @@ if TYPE_CHECKING:
     Leaf = jax.Array
 else:
     Leaf = object
-
-
-Memory = Mapping[str, types.Array]
 
 
 @jax.tree_util.register_dataclass
@@ -44,7 +40,7 @@ class TrainState:
         ema: moving averages of (params, stats).
         opt_state: of the optimizer.
         finite: [] bool, False from the first step on whose loss or gradient was not finite; nothing changes any more.
-        memory: what the mode of unknown labels remembers, by name; see `unknowns.new_memory`.
+        memory: what the mode of unknown labels remembers, by name; see `unknowns.Mode`.
         positive_weights: [c] factors of the losses of positives, or None.
     """
 
@@ -112,18 +108,18 @@ def new_spec(
     """
     config = dataclasses.replace(config, epochs=1, max_steps=None, patience=1, checkpoint_seconds=0.0)
     labels = labels or LabelsConfig()
-    mode = labels.unknown if labels.unknown in UNKNOWN_OPTIONS else "ignore"
-    read = {name: getattr(labels, name) for name in UNKNOWN_OPTIONS.get(mode, ())}
-    if "unknown_warmup" not in read:
+    # What batches resolve themselves is one program.
+    mode = "ignore" if labels.unknown in get_args(unknowns.Simple) else labels.unknown
+    if "unknown_warmup" not in labels.mode.options:
         steps_per_epoch = 1
     seed = seed if config.mixup else 0
     depth_groups = model.depth_groups if config.layer_decay < 1 else ()
-    labels = LabelsConfig(unknown=mode, **read)
+    labels = LabelsConfig(unknown=mode, **labels.mode_options)
     return Spec(model.graphdef, config, num_steps, mesh, labels, steps_per_epoch, seed, depth_groups)
 
 
 def new_state(
-    spec: Spec, model: nnx.Module, memory: Memory | None = None, positive_weights: types.Array | None = None
+    spec: Spec, model: nnx.Module, memory: unknowns.Memory | None = None, positive_weights: types.Array | None = None
 ) -> TrainState:
     """The state before the first step, on all devices; it takes copies of the model's variables.
 
@@ -144,7 +140,7 @@ def new_state(
 
 
 def abstract_state(
-    spec: Spec, model: Abstract, memory: Memory | None = None, positive_weights: types.Array | None = None
+    spec: Spec, model: Abstract, memory: unknowns.Memory | None = None, positive_weights: types.Array | None = None
 ) -> TrainState:
     """Shapes and places of `new_state`, for restoring one."""
     params, stats = model.params, model.stats

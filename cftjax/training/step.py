@@ -14,9 +14,9 @@ from jaxtyping import Bool, Float, PyTree
 
 from cftjax import losses, types
 from cftjax.runtime import devices
-from cftjax.training import unknowns
 from cftjax.training.mixing import mixed
 from cftjax.training.state import Spec, TrainState
+from cftjax.unknowns import Seen
 
 LOSSES = {"bce": losses.sigmoid_bce, "focal": losses.focal, "asymmetric": losses.asymmetric}
 
@@ -69,17 +69,17 @@ def losses_and_variables(
     targets, where, memory = batch.labels, batch.known, state.memory
     if batch.unknown is not None:
         seen = jax.lax.stop_gradient(logits)
-        resolved, memory = unknowns.resolve(
-            spec.labels,
+        looked_at = Seen(
             seen,
             batch.labels,
             batch.known,
             batch.unknown,
             batch.rows,
-            memory,
             state.step // spec.steps_per_epoch,
+            memory,
             lambda targets: loss_of(seen, targets.targets, where=targets.where),
         )
+        resolved, memory = spec.labels.mode.resolve(looked_at, **spec.labels.mode_options)
         targets, where = resolved.targets, resolved.where
         weights = resolved.weights if weights is None else resolved.weights * weights
     loss = loss_of(logits, targets, where=where)
