@@ -90,14 +90,22 @@ def take_over(run: Run, embeddings: Mapping[str, Embeddings], heads: Heads, dige
     return [*keys, _keep_heads(run, digest, heads)]
 
 
+def recorded(config: Config[Any]) -> list[Any]:
+    """The settings that the key of a training is made from: all that its result depends on, and nothing else.
+
+    What this version added is left out while it is off, and what changes no result is recorded as it always was, so
+    that what an older version has trained is kept: tests/test_stage_keys.py lists every option.
+    """
+    labels, training = deciding(config.labels, config.training)
+    # Not the number of threads, nor what happens to bad images: a run that one has stopped goes on without it.
+    seen = dataclasses.replace(config.input, workers=2, on_bad_image="raise")
+    return [labels, None if config.training.freeze_backbone else seen, config.backbone, training, config.seed]
+
+
 def _train_whole(run: Run, dataset: Dataset, config: Config[Any], needed: Sequence[str]) -> list[str]:
     """Train backbone and head on images, then embed the splits that are needed."""
     source = images.of_experiment(dataset, config)
-    # Not what happens to bad images: a run that one has stopped goes on without it, and keeps what is done.
-    seen_by = dataclasses.replace(config.input, on_bad_image="raise")
-    labels_settings, training_settings = deciding(config.labels, config.training)
-    trained_with = [labels_settings, seen_by, config.backbone, training_settings, config.seed]
-    with run.stage("backbone", trained_with, [dataset.fingerprint]) as trained:
+    with run.stage("backbone", recorded(config), [dataset.fingerprint]) as trained:
         if not trained.complete:
             # Here and not batch by batch, so that a cache in memory serves every epoch's validation.
             records = {s: cache.cached(r, source.preprocessing, config.input) for s, r in dataset.splits.items()}
@@ -143,9 +151,7 @@ def _train_head(
                     sharing.take(same, records, stage.folder)
         keys[split] = stage.key
     read = [split for split in ("train", "validation") if split in keys]
-    labels_settings, training_settings = deciding(config.labels, config.training)
-    trained_with = [labels_settings, None, config.backbone, training_settings, config.seed]
-    with run.stage("backbone", trained_with, [keys[split] for split in read]) as trained:
+    with run.stage("backbone", recorded(config), [keys[split] for split in read]) as trained:
         if not trained.complete:
             embeddings = {split: run.embeddings(split) for split in read}
             loop.fit(head.of_experiment(dataset, embeddings, model, config), trained.folder, log=config.tensorboard)
