@@ -1,6 +1,6 @@
 """The learning rate of every depth group under layer decay, as docs/training.md has it.
 
-    python benchmarks/layer_rates.py 0.8 convnext_tiny densenet121 vit_small resnet50 efficientnet_lite0
+python benchmarks/layer_rates.py 0.8 convnext_tiny densenet121 vit_small resnet50 efficientnet_lite0
 """
 
 from __future__ import annotations
