@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 WORKDIR ?= runs/digits
 
-.PHONY: run test lint types notebooks audit lock clean
+.PHONY: run test lint types notebooks docs audit lock clean
 
 run: $(VENV)/run.stamp
 	$(BIN)/python -m cftjax.train --workdir $(WORKDIR)
@@ -52,6 +52,16 @@ lock:
 	$(COMPILE) --extra test --extra notebooks --upgrade --output-file constraints.txt
 	$(COMPILE) -c constraints.txt --generate-hashes --upgrade --output-file requirements/run.txt
 	$(COMPILE) -c constraints.txt --generate-hashes --upgrade --extra test --output-file requirements/test.txt
+	$(COMPILE) -c constraints.txt --generate-hashes --upgrade --extra cuda --output-file requirements/cuda.txt
+
+# The documentation as a site, in site/; a warning, such as a link that leads nowhere, is an error.
+docs: $(VENV)/docs.stamp
+	$(BIN)/mkdocs build --strict --quiet
+
+# Without the lock: what it brings is no part of the library.
+$(VENV)/docs.stamp: pyproject.toml | $(VENV)/run.stamp
+	$(INSTALL) -c constraints.txt -e '.[docs]'
+	touch $@
 
 clean:
 	rm -rf $(VENV) runs

@@ -99,14 +99,32 @@ class LabelsConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SplitConfig:
-    """How validation images are taken from train, where the data set has no validation split."""
+    """How validation and test images are taken from train, where the data set has no such splits."""
 
     validation_share: float = 0.1
     """The share of training images that become validation; 0 for no validation split."""
+    test_share: float = 0.0
+    """The share of all images that become test, where there is no test split; 0 for none."""
+    folds: int | None = None
+    """Train as many times, each time testing on another part, so that every image is tested once; for few images
+    without a test split."""
+    fold: int | None = None
+    """Train with this one of the parts as test, counted from 0; None trains with each, one after the other."""
     seed: int = 0
-    """The seed of the draw."""
+    """The seed of the draws."""
     leak: Literal["refuse", "warn"] = "warn"
     """What happens where groups, such as patients, have images in two of the data set's own splits."""
+
+    def __post_init__(self) -> None:
+        """Refuse what draws no test split."""
+        if not 0 <= self.test_share < 1:
+            raise ValueError(f"split.test-share {self.test_share} is not a share: use a value in [0, 1)")
+        if self.folds is not None and self.folds < 2:
+            raise ValueError(f"split.folds {self.folds} leaves nothing to train on: use 2 or more, such as 5")
+        if self.folds is not None and self.test_share:
+            raise ValueError("split.folds and split.test-share both draw the test split: give one of them")
+        if self.fold is not None and not (self.folds and 0 <= self.fold < self.folds):
+            raise ValueError(f"split.fold {self.fold} is not one of split.folds {self.folds}, counted from 0")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -149,7 +149,7 @@ def split_scored(loaded: Dataset, config: Config[Any]) -> str:
     Raises:
         ValueError: where there is neither.
     """
-    if "test" in loaded.splits:
+    if "test" in loaded.splits or config.split.test_share > 0 or config.split.fold is not None:
         return "test"
     if "validation" in loaded.splits or config.split.validation_share > 0:
         return "validation"

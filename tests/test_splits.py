@@ -6,7 +6,7 @@ import pytest
 
 from cftjax import types
 from cftjax.config import LabelsConfig, SplitConfig
-from cftjax.data import hiding, sparse, splits
+from cftjax.data import hiding, judging, sparse, splits
 
 CATEGORIES = ("rare", "common", "absent", "usual")
 FREQUENCIES = np.array([0.02, 0.5, 0.0, 0.15])
@@ -234,3 +234,70 @@ def test_a_set_too_large_to_be_dense_is_hidden_and_carved_sparse(hide):
     np.testing.assert_allclose(validation.labels.counts().positive, 0.1 * complete.positive, atol=2)
     kept = train.labels.counts().positive + validation.labels.counts().positive
     assert (kept == complete.positive).all() == (hide == "none")
+
+
+def without_test(n=400, groups=None):
+    return types.Dataset(CATEGORIES, {"train": records(n, groups=groups)}, "abc")
+
+
+def test_a_test_split_is_drawn_first_by_group_and_stratified():
+    patients = np.repeat(np.arange(100), 4)
+    given = without_test(groups=patients)
+    prepared = splits.prepare(given, NOTHING_HIDDEN, SplitConfig(test_share=0.2))
+    parts = prepared.dataset.splits
+    assert list(parts) == ["train", "validation", "test"]
+    assert sorted(name for part in parts.values() for name in part.names) == list(given.splits["train"].names)
+    groups = [set(part.groups.tolist()) for part in parts.values()]
+    assert sum(map(len, groups)) == len(set().union(*groups)) == 100
+    positive = parts["test"].labels.labels.sum(0) / np.maximum(given.splits["train"].labels.labels.sum(0), 1)
+    np.testing.assert_allclose(positive[[1, 3]], 0.2, atol=0.03)
+    assert list(parts["test"].names) == [given.splits["train"].names[row] for row in prepared.test_rows]
+
+
+def test_every_image_is_tested_in_one_of_the_folds():
+    given = without_test()
+    tested = []
+    for fold in range(5):
+        parts = splits.prepare(given, HIDING, SplitConfig(folds=5, fold=fold)).dataset.splits
+        assert not set(parts["test"].names) & (set(parts["train"].names) | set(parts["validation"].names))
+        # What tests is complete, whatever is hidden from training.
+        assert parts["test"].labels.known.all()
+        assert len(parts["test"]) == 80
+        tested += parts["test"].names
+    assert sorted(tested) == list(given.splits["train"].names)
+
+
+def test_each_fold_is_a_data_set_of_its_own_and_other_splits_keep_theirs():
+    prints = [
+        splits.prepare(without_test(), NOTHING_HIDDEN, config).dataset.fingerprint
+        for config in (SplitConfig(), SplitConfig(test_share=0.2), *(SplitConfig(folds=3, fold=i) for i in range(3)))
+    ]
+    assert len(set(prints)) == 5
+
+
+def test_a_test_split_of_the_data_set_is_not_drawn_over():
+    with pytest.raises(ValueError, match="has a test split of its own: leave out"):
+        splits.prepare(dataset(), NOTHING_HIDDEN, SplitConfig(test_share=0.2))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"test_share": 1.0}, "not a share"),
+        ({"folds": 1}, "use 2 or more"),
+        ({"folds": 5, "test_share": 0.1}, "give one of them"),
+        ({"fold": 2}, r"fold 2 is not one of split\.folds None"),
+        ({"folds": 2, "fold": 2}, r"fold 2 is not one of split\.folds 2"),
+    ],
+)
+def test_settings_that_draw_no_test_split_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        SplitConfig(**settings)
+
+
+def test_categories_that_no_split_can_judge_are_named_with_the_way_out():
+    prepared = splits.prepare(without_test(), NOTHING_HIDDEN, SplitConfig(test_share=0.2))
+    notes = list(judging.notes(prepared.dataset))
+    assert any(note.startswith("validation has no known positive of ") and "absent" in note for note in notes)
+    assert any(note.startswith("test has no known positive of ") and "--split.folds" in note for note in notes)
+    assert not any("negative" in note for note in notes)

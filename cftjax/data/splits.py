@@ -24,14 +24,16 @@ class Prepared:
     Attributes:
         dataset: train with labels hidden, validation and test complete.
         validation_rows: rows of the data set's own train split that became validation, ascending; None if none did.
+        test_rows: those that became test.
     """
 
     dataset: types.Dataset
     validation_rows: Int[np.ndarray, " v"] | None
+    test_rows: Int[np.ndarray, " t"] | None = None
 
 
 def prepare(dataset: types.Dataset, labels_config: LabelsConfig, split_config: SplitConfig) -> Prepared:
-    """Hide labels of the train split, then carve validation from it if the data set has none.
+    """Hide labels of the train split, then carve from it the test split asked for, and validation if there is none.
 
     The masks are drawn over the whole train split in file order, so that they do not depend on the carving; validation
     and test keep every label the data set has.
@@ -39,13 +41,13 @@ def prepare(dataset: types.Dataset, labels_config: LabelsConfig, split_config: S
     Args:
         dataset: the splits as the files give them.
         labels_config: which labels are hidden.
-        split_config: how validation is carved.
+        split_config: how validation and test are carved.
 
     Returns:
         The data set, whose fingerprint reflects the settings of hiding and carving, and the rows carved.
 
     Raises:
-        ValueError: if a split is empty, or would be after carving.
+        ValueError: if a split is empty, or would be after carving, or there is a test split where one is asked for.
     """
     if "train" not in dataset.splits:
         raise ValueError(f"the data set has no train split, only {', '.join(dataset.splits) or 'none at all'}")
@@ -59,17 +61,44 @@ def prepare(dataset: types.Dataset, labels_config: LabelsConfig, split_config: S
     splits = dict(dataset.splits)
     splits["train"] = dataclasses.replace(complete, labels=hiding.hide(complete.labels, labels_config))
     settings = {"data": dataset.fingerprint, **hiding.hiding(labels_config)}
-    validation_rows = None
+    train_rows = np.arange(len(complete))
+    validation_rows = test_rows = None
+    # Of the settings only what a draw depends on: what is merely refused or not must not make other data of the same.
+    if split_config.test_share or split_config.folds:
+        if "test" in splits:
+            raise ValueError("the data set has a test split of its own: leave out --split.test-share and --split.folds")
+        test_rows, drawn = draw_test(complete, split_config)
+        settings |= drawn | {"seed": split_config.seed}
+        train_rows = np.setdiff1d(train_rows, test_rows, assume_unique=True)
+        splits["test"] = select(complete, test_rows)
     if "validation" not in splits and split_config.validation_share > 0:
-        # Only what the draw depends on: what is merely refused or not must not make other data of the same.
         settings |= {"validation_share": split_config.validation_share, "seed": split_config.seed}
-        validation_rows = _carve(complete, split_config)
-        train_rows = np.setdiff1d(np.arange(len(complete)), validation_rows, assume_unique=True)
-        splits["train"] = select(splits["train"], train_rows)
+        share = split_config.validation_share
+        validation_rows = train_rows[_carve(select(complete, train_rows), share, split_config.seed, "validation")]
+        train_rows = np.setdiff1d(train_rows, validation_rows, assume_unique=True)
         splits["validation"] = select(complete, validation_rows)
+    if len(train_rows) < len(complete):
+        splits["train"] = select(splits["train"], train_rows)
     fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     ordered = {name: splits[name] for name in types.SPLITS if name in splits}
-    return Prepared(dataclasses.replace(dataset, splits=ordered, fingerprint=fingerprint), validation_rows)
+    return Prepared(dataclasses.replace(dataset, splits=ordered, fingerprint=fingerprint), validation_rows, test_rows)
+
+
+def draw_test(train: types.Records, config: SplitConfig) -> tuple[Int[np.ndarray, " t"], dict[str, float | int]]:
+    """The rows of train that become test, and the settings that they depend on.
+
+    Parts of a cross-validation are dealt one after the other, each from what the ones before have left, so that every
+    row is in one of them.
+    """
+    if not config.folds:
+        return _carve(train, config.test_share, config.seed, "test"), {"test_share": config.test_share}
+    fold, left = config.fold or 0, np.arange(len(train))
+    for earlier in range(fold):
+        part = left[_carve(select(train, left), 1 / (config.folds - earlier), config.seed, "test")]
+        left = np.setdiff1d(left, part, assume_unique=True)
+    if fold < config.folds - 1:
+        left = left[_carve(select(train, left), 1 / (config.folds - fold), config.seed, "test")]
+    return left, {"folds": config.folds, "fold": fold}
 
 
 def select(records: types.Records, rows: Int[np.ndarray, " m"]) -> types.Records:
@@ -174,18 +203,18 @@ def _deal(
     return sides
 
 
-def _carve(train: types.Records, config: SplitConfig) -> Int[np.ndarray, " v"]:
-    """The rows of train that become validation; refused if either side would be empty."""
+def _carve(train: types.Records, share: float, seed: int, name: str) -> Int[np.ndarray, " v"]:
+    """The rows of train that become the split of this name; refused if either side would be empty."""
     entries = sparse.of(train.labels)
     present = entries.values == 1
     where = (entries.rows()[present], entries.categories[present])
     positive = csr_array((np.ones(len(where[0]), bool), where), shape=train.labels.shape)
-    rows = stratify(positive, config.validation_share, config.seed, train.groups)
+    rows = stratify(positive, share, seed, train.groups)
     if len(rows) in (0, len(train)):
-        empty = "validation" if len(rows) == 0 else "train"
+        empty = name if len(rows) == 0 else "train"
         units = len(train) if train.groups is None else len(np.unique(train.groups))
         raise ValueError(
-            f"validation_share {config.validation_share} leaves the {empty} split empty: train has {len(train)} images "
+            f"a share of {share:g} for {name} leaves the {empty} split empty: train has {len(train)} images "
             f"in {units} groups; choose another share or give more images"
         )
     return rows

@@ -14,7 +14,7 @@ from typing import Any
 
 from cftjax import runs
 from cftjax.config import Config, check_together, deciding
-from cftjax.data import preflight, splits
+from cftjax.data import judging, preflight, splits
 from cftjax.embeddings import embed
 from cftjax.input import cache
 from cftjax.runs import Run
@@ -39,6 +39,9 @@ def opened(loaded: Dataset, config: Config[Any], workdir: Path) -> Iterator[tupl
             print(note, flush=True)
     prepared = splits.prepare(loaded, config.labels, config.split)
     dataset = prepared.dataset
+    if devices.is_primary():
+        for note in judging.notes(dataset):
+            print(note, flush=True)
     allow_missing = config.input.on_bad_image == "skip"
     hosts.together(lambda: preflight.check(dataset, config.split.leak, allow_missing=allow_missing))
     preprocessing = images.of_experiment(dataset, config).preprocessing
@@ -46,6 +49,8 @@ def opened(loaded: Dataset, config: Config[Any], workdir: Path) -> Iterator[tupl
     with run.writing():
         if prepared.validation_rows is not None and devices.is_primary():
             storage.write_arrays(run.folder / "validation_rows.npz", {"rows": prepared.validation_rows})
+        if prepared.test_rows is not None and devices.is_primary():
+            storage.write_arrays(run.folder / "test_rows.npz", {"rows": prepared.test_rows})
         yield run, dataset
 
 

@@ -186,8 +186,9 @@ def summarise(
     """
     prepared = splits.prepare(dataset, labels_config, split_config)
     complete = dict(dataset.splits)
-    if prepared.validation_rows is not None:
-        rows = np.setdiff1d(np.arange(len(complete["train"])), prepared.validation_rows, assume_unique=True)
+    carved = [rows for rows in (prepared.validation_rows, prepared.test_rows) if rows is not None]
+    if carved:
+        rows = np.setdiff1d(np.arange(len(complete["train"])), np.concatenate(carved), assume_unique=True)
         complete["train"] = splits.select(complete["train"], rows)
     found = {}
     top = most_frequent(count(complete["train"].labels), most)
