@@ -53,12 +53,12 @@ def parts() -> dict[str, Part]:
 
     step = {name: Part(functools.partial(networks.network, name), 240) for name in networks.NETWORKS}
     first = next(iter(step))
+    variants = (f"{first}+convolutions", "vit_base+cudnn", "vit_base+padded_cudnn")
     others = {
-        f"{first}+convolutions": Part(functools.partial(networks.network, f"{first}+convolutions"), 200),
-        "vit_base+cudnn": Part(functools.partial(networks.network, "vit_base+cudnn"), 200),
+        name: Part(functools.partial(networks.network, name), 200)
+        for name in variants
+        if name.partition("+")[0] in networks.NETWORKS
     }
-    if "vit_base" not in step:
-        del others["vit_base+cudnn"]
     return {
         "versions": Part(machine.versions, 60),
         "default_run": Part(runs.default_run, 240, paused=False),

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from card.notes import SMALL, note
+from cftjax.metrics import Metric
 
 
 def metrics() -> None:
@@ -24,7 +25,7 @@ def beside_scikit_learn(rng: np.random.Generator) -> None:
 
     from cftjax import metrics as ours
 
-    theirs: dict[str, Any] = {"AP": average_precision_score, "AUROC": roc_auc_score}
+    theirs: dict[Metric, Any] = {"AP": average_precision_score, "AUROC": roc_auc_score}
     worst = dict.fromkeys(theirs, 0.0)
     for n, rounding in ((1000, 1), (4000, 2), (4000, 7)):
         scores = np.round(rng.normal(size=(n, 8)), rounding).astype(np.float32)

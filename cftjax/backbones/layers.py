@@ -167,8 +167,10 @@ class Pool(nnx.Module):
         """Pool over height and width."""
         if self.query is not None:
             features = features.astype(jnp.float32)
-            weights = jax.nn.softmax(features @ self.query.get_value(), axis=(1, 2))
-            return jnp.einsum("nyxc,nyx->nc", features, weights)
+            # Accelerators would round to bfloat16, or to TF32.
+            highest = jax.lax.Precision.HIGHEST
+            weights = jax.nn.softmax(jnp.matmul(features, self.query.get_value(), precision=highest), axis=(1, 2))
+            return jnp.einsum("nyxc,nyx->nc", features, weights, precision=highest)
         pooled = []
         if self.pooling in ("mean", "mean_max"):
             pooled.append(jnp.mean(features, axis=(1, 2), dtype=jnp.float32))
