@@ -3,8 +3,10 @@
     python benchmarks/end_to_end.py --data coco18-mini --out runs/end-to-end
 
 Two ways of hiding labels, two modes, three seeds: a run of `cftjax train` each, all at once, sharing the card and the
-cores. The first one begins alone and leaves what it compiles in the cache for the others. When time is up they are
-stopped as Ctrl-C would, and the same command goes on from there. The table of the seeds whose runs are complete is
+cores. The first one begins alone and leaves what it compiles in the cache for the others. Let nothing else use a card
+meanwhile: beside `on_gpu.py`, which pauses what it does not time, twelve runs were still compiling after five minutes.
+When time is up they are stopped as Ctrl-C would, and the same command goes on from there.
+The table of the seeds whose runs are complete is
 `cftjax sweep`'s own, in OUT/HIDING/table.txt; OUT/*.npz are the first seed's embeddings in float16, to go on with
 elsewhere.
 
@@ -125,11 +127,11 @@ def trains(run: Trained, out: Path) -> bool:
 
 
 def start(run: Trained, out: Path, options: list[str]) -> subprocess.Popen[bytes]:
-    """One run, in a process group of its own; what times the card alone may pause it (card/notes.py)."""
+    """One run, in a process group of its own."""
     folder = run.folder(out)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_name(f"{folder.name}.log").open("ab") as log:
-        process = subprocess.Popen(
+        return subprocess.Popen(
             ["nice", "-n", "10", *command(run, out, options)],
             cwd=REPO,
             env={**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
@@ -137,11 +139,6 @@ def start(run: Trained, out: Path, options: list[str]) -> subprocess.Popen[bytes
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    if "ON_GPU_WORK" in os.environ:
-        from card import notes
-
-        notes.pausable(process.pid)
-    return process
 
 
 def stop(processes: dict[Trained, subprocess.Popen[bytes]]) -> None:
@@ -182,7 +179,8 @@ def table(hiding: str, seeds: list[int], out: Path, options: list[str], seconds:
 
 def keep(run: Trained, out: Path, embeddings: bool) -> None:
     """A run's logits of the test images with the labels, and its embeddings in float16: a file each."""
-    from cftjax.runs import HEADS, Run
+    from cftjax.runs import Run
+    from cftjax.types import STAGES
 
     folder = run.folder(out)
     splits = sorted(path.parent for path in (folder / "embeddings").glob("*/z.npy"))
@@ -193,7 +191,7 @@ def keep(run: Trained, out: Path, embeddings: bool) -> None:
         return
     if (folder / "embeddings" / "test" / "z.npy").is_file():
         z = np.load(folder / "embeddings" / "test" / "z.npy")
-        stages = [stage for stage in HEADS if (folder / "heads" / stage / "heads.npz").is_file()]
+        stages = [stage for stage in STAGES if (folder / "heads" / stage / "heads.npz").is_file()]
         heads = {stage: Run(folder).heads(stage) for stage in stages}
         logits = {stage: z @ np.asarray(each.kernel).T + np.asarray(each.bias) for stage, each in heads.items()}
         np.savez_compressed(folder / "test_logits.npz", labels=arrays["test/labels"], **logits)
