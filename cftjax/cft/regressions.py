@@ -83,7 +83,10 @@ class Task:
         """Those of `logistic.fit`, regressions ordered by recipe and then by lane, rows padded to a length."""
         pool, (rows, stands_for) = self.pool, self.rows(category)
         padding = length - len(rows)
-        z = np.asarray(pool.of_category(category)[rows], np.float32)
+        # Padded at once: of many rows, another copy would be most of the memory.
+        padded = np.zeros((length, pool.z.shape[-1]), np.float32)
+        padded[: len(rows)] = pool.of_category(category)[rows]
+        z = padded[: len(rows)]
         known, judging = pool.known[rows, category], pool.fold[rows] != LEARNING
         learns = [pool.learns(lane)[rows] for lane in range(pool.num_lanes)]
         starts = pool.base[rows, category] + self.start[:, category] @ z.T
@@ -97,7 +100,7 @@ class Task:
             penalties += [penalty] * pool.num_lanes
         wide = ((0, 0), (0, padding))
         return (
-            np.pad(z, ((0, padding), (0, 0))),
+            padded,
             np.pad(pool.labels[rows, category], (0, padding)),
             np.pad(np.stack(weights).astype(np.float32), wide),
             np.pad(np.concatenate(offsets).astype(np.float32), wide),
@@ -144,7 +147,8 @@ def learn(
         results = store.get(name)
         if results is None:
             padded = [*group, *[group[-1]] * (-len(group) % (1 if own is None else own.size))]
-            arguments = [np.stack(each) for each in zip(*(task.arguments(c, length) for c in padded), strict=True)]
+            each = zip(*(task.arguments(c, length) for c in padded), strict=True)
+            arguments = [x[0][None] if len(x) == 1 else np.stack(x) for x in each]
             results = {"genes": np.asarray(_program(task.num_steps, own)(*arguments)[0])[: len(group)]}
             store[name] = results
         genes[group] = results["genes"].reshape(len(group), *extent[1:])
