@@ -43,15 +43,17 @@ if SMALL:
 def products_as_convolutions() -> None:
     """Have 1 x 1 convolutions be convolutions, to see which of the two a card likes."""
     from cftjax.backbones import convolutions
+    from cftjax.backbones.convolutions import dense
 
-    product = convolutions.pointwise_conv
+    product = dense.pointwise_conv
 
     def pointwise(x: Any, kernel: Any) -> Any:
         if x.ndim != 4:
             return product(x, kernel)
         return convolutions.ordinary_conv(x, kernel[None, None], 1, ((0, 0), (0, 0)))
 
-    convolutions.pointwise_conv = pointwise  # pyright: ignore[reportAttributeAccessIssue]
+    for module in (convolutions, dense):
+        module.pointwise_conv = pointwise  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def attention_by_cudnn() -> None:
