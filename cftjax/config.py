@@ -235,8 +235,8 @@ def deciding(labels: LabelsConfig, training: TrainingConfig) -> tuple[dict[str, 
     unread = {name for mode in unknowns.MODES.values() for name in mode.options} - set(labels.mode.options)
     unread |= set() if labels.hide == "positives_first" else {"known_negatives"}
     kept_labels = {name: value for name, value in dataclasses.asdict(labels).items() if name not in unread}
-    given, default = dataclasses.asdict(training), TrainingConfig()
-    kept = {k: v for k, v in given.items() if k not in TRAINING_EXTRAS or v != getattr(default, k)}
+    settings, default = dataclasses.asdict(training), TrainingConfig()
+    kept = {k: v for k, v in settings.items() if k not in TRAINING_EXTRAS or v != getattr(default, k)}
     if not training.freeze_backbone:
         kept.pop("frozen_learning_rate", None)
     # How often states are saved changes no result.

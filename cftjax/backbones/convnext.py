@@ -60,7 +60,7 @@ class Block(nnx.Module):
     """Filter every channel, widen four times, narrow, add."""
 
     def __init__(self, width: int, kernel: int, *, dtype: Any, rngs: nnx.Rngs) -> None:
-        """Build."""
+        """Build with random weights."""
         init = nnx.initializers.truncated_normal(0.02)
         self.depthwise = layers.Depthwise(width, kernel, bias=True, dtype=dtype, rngs=rngs)
         self.norm = nnx.LayerNorm(width, epsilon=EPSILON, dtype=dtype, rngs=rngs)
@@ -79,7 +79,7 @@ class Downsampling(nnx.Module):
     """Normalise, then one output per square of pixels."""
 
     def __init__(self, inputs: int, outputs: int, *, dtype: Any, rngs: nnx.Rngs) -> None:
-        """Build."""
+        """Build with random weights."""
         init = nnx.initializers.truncated_normal(0.02)
         self.norm = nnx.LayerNorm(inputs, epsilon=EPSILON, dtype=dtype, rngs=rngs)
         self.conv = layers.Conv(

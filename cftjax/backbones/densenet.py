@@ -62,7 +62,7 @@ class Layer(nnx.Module):
     """New channels from all channels so far: 1x1 to four times the growth, then 3x3."""
 
     def __init__(self, inputs: int, growth: int, *, dtype: Any, rngs: nnx.Rngs) -> None:
-        """Build."""
+        """Build with random weights."""
         self.norm1 = _norm(inputs, dtype, rngs)
         self.conv1 = layers.Conv(inputs, 4 * growth, 1, dtype=dtype, rngs=rngs)
         self.norm2 = _norm(4 * growth, dtype, rngs)
@@ -86,7 +86,7 @@ class Transition(nnx.Module):
     """Half the channels, half the height and width."""
 
     def __init__(self, inputs: int, *, dtype: Any, rngs: nnx.Rngs) -> None:
-        """Build."""
+        """Build with random weights."""
         self.norm = _norm(inputs, dtype, rngs)
         self.conv = layers.Conv(inputs, inputs // 2, 1, dtype=dtype, rngs=rngs)
 

@@ -74,7 +74,7 @@ class Normalised(nnx.Module):
         stride: int = 1,
         active: bool = True,
     ) -> None:
-        """Build."""
+        """Build with random weights."""
         if kind == "depthwise":
             self.conv = layers.Depthwise(
                 inputs, kernel, stride=stride, padding=build.padding, dtype=build.dtype, rngs=build.rngs
@@ -104,7 +104,7 @@ class SqueezeExcitation(nnx.Module):
     """Weights in (0, 1) for the channels of an image, from their means."""
 
     def __init__(self, channels: int, squeeze: int, build: Build) -> None:
-        """Build."""
+        """Build with random weights."""
         self.activation: Activation = build.activation
         self.reduce = layers.Pointwise(channels, squeeze, bias=True, dtype=build.dtype, rngs=build.rngs)
         self.expand = layers.Pointwise(squeeze, channels, bias=True, dtype=build.dtype, rngs=build.rngs)
@@ -120,7 +120,7 @@ class Block(nnx.Module):
     """Widen, filter every channel, weigh the channels, narrow; the input is added where the shape allows."""
 
     def __init__(self, shape: BlockShape, build: Build) -> None:
-        """Build."""
+        """Build with random weights."""
         inputs, outputs, kernel, stride = shape.inputs, shape.outputs, shape.kernel, shape.stride
         middle = inputs * shape.expansion
         # Without expansion the k x k convolution is the whole of a fused block.

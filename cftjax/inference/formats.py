@@ -59,12 +59,12 @@ def to_onnx(program: Program) -> bytes:
     # cannot be converted is raised.
     for name in ("jax2onnx", "onnx_ir"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    given = abstract_input(program)
+    inputs = abstract_input(program)
     # Traced before jax2onnx looks at it, which would put operators of its own in the place of Flax's layers.
-    flat = flattened(jax.make_jaxpr(program.function())(given))
+    flat = flattened(jax.make_jaxpr(program.function())(inputs))
     model: Any = jax2onnx.to_onnx(
         lambda x: flat(x)[0],
-        [given],
+        [inputs],
         model_name=KEY,
         input_names=[program.input[0]],
         output_names=[program.description["output"]["name"]],
@@ -111,7 +111,7 @@ def run_onnx(path: Path) -> Function:
     except ImportError as error:
         raise ImportError(f"{ONNX_EXTRA} ({error})") from error
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return lambda given: session.run(None, {session.get_inputs()[0].name: np.asarray(given)})[0]
+    return lambda inputs: session.run(None, {session.get_inputs()[0].name: np.asarray(inputs)})[0]
 
 
 WRITERS: dict[Format, Callable[[Program], bytes]] = {

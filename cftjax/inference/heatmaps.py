@@ -33,23 +33,23 @@ def places(
     if query is not None:
         weights = special.softmax(features @ query, axis=(1, 2))
         return features * (y * x * weights)[..., None]
-    given = [features] if pooling in ("mean", "mean_max") else []
+    parts = [features] if pooling in ("mean", "mean_max") else []
     if pooling in ("max", "mean_max"):
         flat = features.reshape(n, y * x, k)
         highest = np.zeros_like(flat)
         first = flat.argmax(axis=1, keepdims=True)
         np.put_along_axis(highest, first, y * x * np.take_along_axis(flat, first, axis=1), axis=1)
-        given.append(highest.reshape(features.shape))
-    return np.concatenate(given, axis=-1)
+        parts.append(highest.reshape(features.shape))
+    return np.concatenate(parts, axis=-1)
 
 
-def maps(given: Float[np.ndarray, "n y x d"], heads: Heads) -> Float[np.ndarray, "n y x c"]:
+def maps(readable: Float[np.ndarray, "n y x d"], heads: Heads) -> Float[np.ndarray, "n y x c"]:
     """The heads at every place; the mean over all places is the logit.
 
     Above 0 a place speaks for the category, below 0 against it.
 
     Args:
-        given: by the places to the embedding, see `places`.
+        readable: by the places to the embedding, see `places`.
         heads: of the categories.
     """
-    return given @ np.asarray(heads.kernel).T + np.asarray(heads.bias)
+    return readable @ np.asarray(heads.kernel).T + np.asarray(heads.bias)

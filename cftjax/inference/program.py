@@ -41,8 +41,8 @@ class Program:
     @property
     def input(self) -> tuple[str, tuple[int, ...], np.dtype[Any]]:
         """Name, shape without the leading n, and dtype of what it takes."""
-        given = self.description["input"]
-        return given["name"], tuple(given["shape"][1:]), np.dtype(given["dtype"])
+        expected = self.description["input"]
+        return expected["name"], tuple(expected["shape"][1:]), np.dtype(expected["dtype"])
 
     def function(self) -> Function:
         """Images uint8 [n s s 3], or embeddings float32 [n d] or [n c d], to probabilities float32 [n c].
@@ -52,8 +52,8 @@ class Program:
         arrays = self.arrays
         embed = _embedding(self.description, arrays) if self.description["architecture"] else None
 
-        def probabilities(given: jax.Array) -> jax.Array:
-            z = given if embed is None else embed(given)
+        def probabilities(inputs: jax.Array) -> jax.Array:
+            z = inputs if embed is None else embed(inputs)
             product = jnp.einsum("ncd,cd->nc" if z.ndim == 3 else "nd,cd->nc", z, arrays["head.kernel"])
             return calibrated(product + arrays["head.bias"][None, :], arrays)
 

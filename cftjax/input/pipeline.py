@@ -139,7 +139,7 @@ def rows_of(step: int, num_images: int, batch_size: int, seed: int, local: slice
 
 def labelled(
     image: Float[np.ndarray, "n ..."],
-    given: types.Labels,
+    source: types.Labels,
     labels_config: config.LabelsConfig,
     seed: int,
     rows: Int[np.ndarray, " n"],
@@ -148,13 +148,13 @@ def labelled(
     """A training batch: labels resolved, but for unknown ones that training decides about; none where not opened."""
     simple = labels_config.unknown in get_args(unknowns.Simple)
     mode = labels_config.mode.begins if simple else "ignore"
-    targets, known = labels.resolve(given, unknown=mode, uncertain=labels_config.uncertain, seed=seed, rows=rows)
+    targets, known = labels.resolve(source, unknown=mode, uncertain=labels_config.uncertain, seed=seed, rows=rows)
     return types.Batch(
         image,
         targets,
         known & opened[:, None],
         np.where(opened, rows, -1).astype(np.int32),
-        None if simple else ~(given.known | given.uncertain) & opened[:, None],
+        None if simple else ~(source.known | source.uncertain) & opened[:, None],
     )
 
 
@@ -256,14 +256,14 @@ class EvalBatch:
         n, padded = len(records), self.local.stop - self.local.start
         rows = np.arange(min(first + self.local.start, n), min(first + self.local.stop, n))
         pixels, opened = self.opener(rows)
-        given = records.labels[rows]
-        known = given.known & opened[:, None]
+        stored = records.labels[rows]
+        known = stored.known & opened[:, None]
         image = np.zeros((padded, size, size, 3), np.float32)
         image[: len(rows)] = self.opener.preprocessing.normalise(pixels)
         fill = ((0, padded - len(rows)), (0, 0))
         return types.Batch(
             image=image,
-            labels=np.pad((given.labels & given.known).astype(np.float32), fill),
+            labels=np.pad((stored.labels & stored.known).astype(np.float32), fill),
             known=np.pad(known, fill),
             rows=np.pad(np.where(opened, rows, -1), fill[0], constant_values=-1).astype(np.int32),
         )

@@ -33,8 +33,8 @@ def mixed(spec: Spec, step: Int[Array, ""], batch: types.Batch) -> tuple[types.B
     labels = jnp.where(either, positive / jnp.where(weights > 0, weights, 1), 0)
     unknown = None
     if batch.unknown is not None:
-        given = jnp.asarray(batch.unknown)
-        unknown = (given | given[::-1]) & ~either
-        weights = jnp.where(unknown, both(given), weights)
+        blank = jnp.asarray(batch.unknown)
+        unknown = (blank | blank[::-1]) & ~either
+        weights = jnp.where(unknown, both(blank), weights)
     mix = batch._replace(image=both(batch.image), labels=labels, known=either, unknown=unknown)
     return mix, weights

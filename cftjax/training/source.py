@@ -74,7 +74,7 @@ class Source(Protocol):
 
     @property
     def seed(self) -> int:
-        """Of initial weights, order, augmentation and mixing."""
+        """The seed of initial weights, order, augmentation and mixing."""
         ...
 
     def batches(self, bad_images: set[str]) -> grain.DatasetIterator[types.Batch]:
