@@ -1,7 +1,7 @@
 """What becomes of unknown labels while a backbone trains: Negative mode and its rivals, one row of `MODES` each.
 
-A new mode is a function and a row of this file. The function takes what is `Seen` of a batch and, by keyword, the
-options that it reads, which are fields of `config.LabelsConfig`; it gives targets, where they count, and weights. A
+A new mode is a function and a row of this file. The function takes a `SeenBatch` and, by keyword, the options
+that it reads, which are fields of `config.LabelsConfig`; it gives targets, where they count, and weights. A
 label that does not count adds exactly nothing to loss and gradient. Logits and losses are looked at, not
 differentiated: callers stop their gradients.
 """
@@ -44,7 +44,7 @@ class Targets(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Seen:
+class SeenBatch:
     """What a mode may look at, of one batch.
 
     Attributes:
@@ -76,17 +76,17 @@ class Seen:
 Resolved = tuple[Targets, Memory]
 
 
-def assume_negative(seen: Seen) -> Resolved:
+def assume_negative(seen: SeenBatch) -> Resolved:
     """Unknown labels are negatives (AN)."""
     return seen.negative, seen.memory
 
 
-def ignore(seen: Seen) -> Resolved:
+def ignore(seen: SeenBatch) -> Resolved:
     """Unknown labels do not count."""
     return Targets(jnp.where(seen.known, seen.labels, 0.0), seen.known, jnp.ones(())), seen.memory
 
 
-def weak_negative(seen: Seen, *, unknown_weight: float | None) -> Resolved:
+def weak_negative(seen: SeenBatch, *, unknown_weight: float | None) -> Resolved:
     """Unknown labels are negatives of little weight (WAN).
 
     Source: Cole et al., "Multi-Label Learning from Single Positive Labels", CVPR 2021, there the weak assume negative
@@ -98,7 +98,7 @@ def weak_negative(seen: Seen, *, unknown_weight: float | None) -> Resolved:
     return seen.negative._replace(weights=jnp.where(seen.unknown, weight, 1.0)), seen.memory
 
 
-def smooth_negative(seen: Seen, *, unknown_smoothing: float) -> Resolved:
+def smooth_negative(seen: SeenBatch, *, unknown_smoothing: float) -> Resolved:
     """Unknown labels are negatives, and every target is smoothed: 0 becomes smoothing / 2 and 1 as much less (AN-LS).
 
     Source: Cole et al. 2021, there assume negative with label smoothing.
@@ -107,7 +107,7 @@ def smooth_negative(seen: Seen, *, unknown_smoothing: float) -> Resolved:
     return seen.negative._replace(targets=targets), seen.memory
 
 
-def selective(seen: Seen, *, likelihood_top: int, prior_threshold: float, unknown_warmup: int) -> Resolved:
+def selective(seen: SeenBatch, *, likelihood_top: int, prior_threshold: float, unknown_warmup: int) -> Resolved:
     """Unknown labels are negatives, but do not count where the category may well be there (CSL's selection).
 
     They do not count among the `likelihood_top` unknown labels of an image that the model finds likeliest (label
@@ -131,7 +131,7 @@ def selective(seen: Seen, *, likelihood_top: int, prior_threshold: float, unknow
     return seen.negative._replace(where=jnp.where(seen.epoch >= unknown_warmup, where, seen.known)), memory
 
 
-def curriculum(seen: Seen, *, curriculum_score: float, unknown_warmup: int) -> Resolved:
+def curriculum(seen: SeenBatch, *, curriculum_score: float, unknown_warmup: int) -> Resolved:
     """Unknown labels are what the model is sure of, positive or negative, and do not count where it is not.
 
     Source: Durand et al., "Learning a Deep ConvNet for Multi-label Classification with Partial Labels", CVPR 2019,
@@ -166,24 +166,24 @@ def large_losses(
     return unknown & (cost >= least) & (count > 0)
 
 
-def _growing(seen: Seen, share: float, warmup: int) -> Bool[Array, "n c"]:
+def _growing(seen: SeenBatch, share: float, warmup: int) -> Bool[Array, "n c"]:
     """The largest losses of a batch, by as much more of them as epochs have passed since warm-up."""
     return large_losses(seen.loss(seen.negative), seen.unknown, jnp.maximum(seen.epoch - warmup + 1, 0) * share)
 
 
-def reject_large_loss(seen: Seen, *, large_loss_share: float, unknown_warmup: int) -> Resolved:
+def reject_large_loss(seen: SeenBatch, *, large_loss_share: float, unknown_warmup: int) -> Resolved:
     """Unknown labels are negatives, but for the largest losses, which do not count (LL-R)."""
     large = _growing(seen, large_loss_share, unknown_warmup)
     return seen.negative._replace(weights=jnp.where(large, 0.0, 1.0)), seen.memory
 
 
-def correct_large_loss(seen: Seen, *, large_loss_share: float, unknown_warmup: int) -> Resolved:
+def correct_large_loss(seen: SeenBatch, *, large_loss_share: float, unknown_warmup: int) -> Resolved:
     """Unknown labels are negatives, but for the largest losses, which are positives (LL-Ct)."""
     large = _growing(seen, large_loss_share, unknown_warmup)
     return seen.negative._replace(targets=jnp.where(large, 1.0, seen.negative.targets)), seen.memory
 
 
-def correct_large_loss_permanently(seen: Seen, *, large_loss_share: float, unknown_warmup: int) -> Resolved:
+def correct_large_loss_permanently(seen: SeenBatch, *, large_loss_share: float, unknown_warmup: int) -> Resolved:
     """Unknown labels are negatives, but for the largest losses, which are positives from then on (LL-Cp)."""
     marks = jnp.asarray(seen.memory["corrected"])
     before = marks[jnp.maximum(seen.rows, 0)] & seen.unknown
@@ -220,7 +220,7 @@ class Mode:
     Attributes:
         title: what tables call it.
         fate: what unknown labels did, in a sentence about a run that is done.
-        resolve: what is seen of a batch, and options by keyword -> targets, and the memory after this step.
+        resolve: a batch as it is seen, and options by keyword -> targets, and the memory after this step.
         begins: what unknown labels are in the first epoch.
         new_memory: number of training images and of categories -> what it remembers before the first step; raises
             ValueError where that would be too large.

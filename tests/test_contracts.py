@@ -41,7 +41,7 @@ def test_a_data_source_is_a_frozen_dataclass_that_loads(name):
 @pytest.mark.parametrize("name", backbones.BACKBONES)
 def test_a_shape_of_a_backbone_knows_its_preprocessing_and_where_its_weights_belong(name):
     family, shape = backbones.BACKBONES[name]
-    assert isinstance(shape, backbones.Shape)
+    assert isinstance(shape, backbones.NetworkShape)
     assert shape.__dataclass_params__.frozen
     assert isinstance(shape.preprocessing, Preprocessing)
     for table in family.weight_tables(shape):

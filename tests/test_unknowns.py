@@ -8,7 +8,7 @@ import pytest
 
 from cftjax import config, losses, unknowns
 from cftjax.config import LabelsConfig, TrainingConfig
-from cftjax.unknowns import Seen
+from cftjax.unknowns import SeenBatch
 
 N, C = 6, 5
 rng = np.random.default_rng(0)
@@ -50,7 +50,7 @@ def seen(epoch=0, memory=None, rows=ROWS, logits=LOGITS, loss=None):
     def cost_of(targets):
         return losses.sigmoid_bce(logits, targets.targets, where=targets.where)
 
-    return Seen(logits, LABELS, KNOWN, UNKNOWN, rows, jnp.int32(epoch), memory or {}, loss or cost_of)
+    return SeenBatch(logits, LABELS, KNOWN, UNKNOWN, rows, jnp.int32(epoch), memory or {}, loss or cost_of)
 
 
 def test_weak_negatives_weigh_what_is_asked_or_one_positive_together():

@@ -1,7 +1,7 @@
 """Networks between image and embedding, by name.
 
-`Backbone` is what every one of them is, and `Shape` what its settings are. A new family is a file of this folder and
-its lines in `BACKBONES`.
+`Backbone` is what every one of them is, and `NetworkShape` what its settings are. A new family is a file of this folder
+and its lines in `BACKBONES`.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Backbone(Embedder, Protocol):
 
 
 @runtime_checkable
-class Shape(Protocol):
+class NetworkShape(Protocol):
     """The settings of a network: a frozen dataclass with a named constructor for each published size."""
 
     @property
@@ -97,7 +97,7 @@ VIT = Family(vit.ViT, vit.weight_tables)
 _resnet, _densenet, _efficientnet = resnet.ResNetConfig, densenet.DenseNetConfig, efficientnet.EfficientNetConfig
 _convnext, _vit = convnext.ConvNeXtConfig, vit.ViTConfig
 
-BACKBONES: dict[str, tuple[Family, Shape]] = {
+BACKBONES: dict[str, tuple[Family, NetworkShape]] = {
     "small_resnet": (RESNET, _resnet.small()),
     "resnet18": (RESNET, _resnet.resnet18()),
     "resnet34": (RESNET, _resnet.resnet34()),
@@ -139,7 +139,7 @@ BACKBONES: dict[str, tuple[Family, Shape]] = {
 }
 
 
-def _find(name: str) -> tuple[Family, Shape]:
+def _find(name: str) -> tuple[Family, NetworkShape]:
     if name not in BACKBONES:
         near = difflib.get_close_matches(name, BACKBONES, n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(BACKBONES)}."

@@ -61,7 +61,7 @@ def tune(
     return outcome.report(run, embeddings, config, key, settings, records, heatmaps)
 
 
-class Tuned(NamedTuple):
+class PartHeads(NamedTuple):
     """The heads that search and polish have made of one part.
 
     Attributes:
@@ -75,13 +75,13 @@ class Tuned(NamedTuple):
 
 def _search_and_polish(
     run: Run, parts: Sequence[tuning.Part], config: TuningConfig, made_from: Sequence[str]
-) -> tuple[list[Tuned], str]:
+) -> tuple[list[PartHeads], str]:
     """Both stages in the order asked for, each from the heads of the one before.
 
     Returns:
         Their heads by part, and the key of the last stage.
     """
-    tuned = [Tuned({"backbone": part.start}, {}) for part in parts]
+    tuned = [PartHeads({"backbone": part.start}, {}) for part in parts]
     current, key = [part.start for part in parts], config.order
     for name in ORDERS[config.order]:
         settings = [config.polish] if name == "polish" else [config.ga, config.seed]
@@ -179,7 +179,7 @@ def _log(name: str, folder: Path, categories: Sequence[str], config: TuningConfi
 
 
 def _choose(
-    run: Run, parts: Sequence[tuning.Part], tuned: Sequence[Tuned], config: TuningConfig, made_from: str
+    run: Run, parts: Sequence[tuning.Part], tuned: Sequence[PartHeads], config: TuningConfig, made_from: str
 ) -> str:
     """Choose on every part which head each category keeps, and write the choice; the key of the stage."""
     with run.stage("heads/final", [config.choose], [made_from]) as final:

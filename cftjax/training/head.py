@@ -28,7 +28,7 @@ from cftjax.input import pipeline
 from cftjax.runtime import devices
 from cftjax.training import classifier
 from cftjax.training.classifier import Abstract, Architecture, Classifier
-from cftjax.training.source import Judged
+from cftjax.training.source import Validation
 
 # Rows of embeddings read at a time.
 ROWS_AT_ONCE = 16384
@@ -72,7 +72,7 @@ def plain(
 
 
 @dataclasses.dataclass(frozen=True)
-class Embedded:
+class HeadOnEmbeddings:
     """A head, trained on embeddings; what `images.Images` is for a whole classifier.
 
     Attributes:
@@ -126,7 +126,7 @@ class Embedded:
         # One more of each, or a category without positives or negatives would begin at infinity.
         return Head(mean, scale, np.log((total + 1) / (count - total + 1)).astype(np.float32))
 
-    def judged(self, model: Head, mesh: Mesh) -> Judged | None:
+    def judged(self, model: Head, mesh: Mesh) -> Validation | None:
         """Validation embeddings, which do not change, under the head of the moment."""
         if "validation" not in self.embeddings:
             return None
@@ -137,7 +137,7 @@ class Embedded:
         def columns(some: Int[np.ndarray, " k"]) -> tuple[np.ndarray, np.ndarray]:
             return np.asarray(split.labels[:, some]), np.asarray(split.known[:, some])
 
-        return Judged(split.z, types.Heads(last_layer["kernel"].T, last_layer["bias"]), columns)
+        return Validation(split.z, types.Heads(last_layer["kernel"].T, last_layer["bias"]), columns)
 
     def classifier(self, params: PyTree, stats: PyTree, rest: PyTree) -> tuple[PyTree, PyTree]:
         """The backbone as it was given, and the head for its embeddings."""
@@ -168,7 +168,7 @@ def settings(training: TrainingConfig, num_categories: int) -> TrainingConfig:
 class EmbeddedBatch:
     """The number of a step to this host's part of its training batch."""
 
-    source: Embedded
+    source: HeadOnEmbeddings
     batch_size: int
     local: slice
 
@@ -216,7 +216,7 @@ def pretrained(architecture: Architecture, seed: int) -> Classifier:
 
 def of_experiment(
     dataset: types.Dataset, embeddings: Mapping[str, types.Embeddings], model: Classifier, config: Config[Any]
-) -> Embedded:
+) -> HeadOnEmbeddings:
     """The head of an experiment on its embeddings.
 
     Args:
@@ -226,4 +226,6 @@ def of_experiment(
         config: its labels, input.workers, backbone, training and seed are read.
     """
     training = settings(config.training, len(dataset.categories))
-    return Embedded(dataset, embeddings, model, config.labels, config.input, config.backbone, training, config.seed)
+    return HeadOnEmbeddings(
+        dataset, embeddings, model, config.labels, config.input, config.backbone, training, config.seed
+    )

@@ -18,7 +18,7 @@ from cftjax.input.preprocessing import Preprocessing
 from cftjax.runtime import devices
 from cftjax.training import classifier
 from cftjax.training.classifier import Abstract, Architecture, Classifier
-from cftjax.training.source import Judged
+from cftjax.training.source import Validation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Images:
         """The classifier with random weights, or the backbone's pretrained ones."""
         return classifier.new(self.architecture, self.seed)
 
-    def judged(self, model: Classifier, mesh: Mesh) -> Judged | None:
+    def judged(self, model: Classifier, mesh: Mesh) -> Validation | None:
         """All validation images, embedded by the model of the moment."""
         if "validation" not in self.dataset.splits:
             return None
@@ -93,7 +93,7 @@ class Images:
             labels = records.labels.columns(some)
             return labels.labels, labels.known & opened[:, None]
 
-        return Judged(z, classifier.heads_of(model), columns)
+        return Validation(z, classifier.heads_of(model), columns)
 
     def classifier(self, params: PyTree, stats: PyTree, rest: PyTree) -> tuple[PyTree, PyTree]:
         """Parameters and statistics as they are, for what is trained is the whole classifier."""

@@ -20,7 +20,7 @@ from cftjax.training.classifier import Abstract
 SCORED_ELEMENTS = 2**26
 
 
-class Judged(NamedTuple):
+class Validation(NamedTuple):
     """Validation as a model of the moment sees it.
 
     Attributes:
@@ -89,7 +89,7 @@ class Source(Protocol):
         """What is trained, as it begins."""
         ...
 
-    def judged(self, model: Any, mesh: Mesh) -> Judged | None:
+    def judged(self, model: Any, mesh: Mesh) -> Validation | None:
         """Validation through a model in evaluation mode; None where there is no such split."""
         ...
 

@@ -16,7 +16,7 @@ from cftjax import losses, types
 from cftjax.runtime import devices
 from cftjax.training.mixing import mixed
 from cftjax.training.state import Spec, TrainState
-from cftjax.unknowns import Seen
+from cftjax.unknowns import SeenBatch
 
 LOSSES = {"bce": losses.sigmoid_bce, "focal": losses.focal, "asymmetric": losses.asymmetric}
 
@@ -69,7 +69,7 @@ def losses_and_variables(
     targets, where, memory = batch.labels, batch.known, state.memory
     if batch.unknown is not None:
         seen = jax.lax.stop_gradient(logits)
-        looked_at = Seen(
+        looked_at = SeenBatch(
             seen,
             batch.labels,
             batch.known,
