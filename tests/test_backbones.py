@@ -1,6 +1,7 @@
 """One network of reduced size per family: torch's logits, options and tables."""
 
 import json
+import types
 from pathlib import Path
 
 import jax
@@ -150,6 +151,28 @@ def test_names_that_torchvision_changes_while_loading_its_files_are_known(name, 
     expected, _ = small(name)
     for got, value in zip(jax.tree.leaves(nnx.state(net)), jax.tree.leaves(nnx.state(expected)), strict=True):
         np.testing.assert_array_equal(got, value)
+
+
+def test_attention_over_padded_tokens_is_attention_over_the_tokens():
+    query, key, value = jax.random.normal(jax.random.key(0), (3, 2, 13, 3, 8))
+    padded = vit.padded_attention(query, key, value, implementation="xla")
+    np.testing.assert_allclose(padded, jax.nn.dot_product_attention(query, key, value), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("backend", "capability", "dtype", "served"),
+    [
+        ("gpu", "9.0", jnp.bfloat16, True),
+        ("gpu", "9.0", jnp.float32, False),
+        ("gpu", "7.5", jnp.bfloat16, False),
+        ("gpu", "gfx942", jnp.bfloat16, False),
+        ("cpu", "9.0", jnp.bfloat16, False),
+    ],
+)
+def test_flash_attention_is_for_half_precision_on_cards_that_have_it(backend, capability, dtype, served, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    monkeypatch.setattr(jax, "local_devices", lambda: [types.SimpleNamespace(compute_capability=capability)])
+    assert vit.has_flash_attention(jnp.dtype(dtype)) is served
 
 
 def test_images_that_are_not_whole_patches_are_refused_with_a_size_that_is():

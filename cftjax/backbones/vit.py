@@ -7,8 +7,9 @@ T. Darcet et al., "Vision Transformers Need Registers" (ICLR 2024).
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -78,6 +79,31 @@ class ViTConfig:
         return Preprocessing(224, interpolation="bilinear" if self.layer_scale is None else "bicubic")
 
 
+def has_flash_attention(dtype: jnp.dtype) -> bool:
+    """Whether cuDNN's flash attention serves: in bfloat16, on NVIDIA cards from Ampere on (speed: docs/gpu.md)."""
+    if dtype != jnp.bfloat16 or jax.default_backend() != "gpu":
+        return False
+    # AMD's cards name their architecture, `gfx942`, where NVIDIA's give a number.
+    capabilities = [str(getattr(device, "compute_capability", "")) for device in jax.local_devices()]
+    return all(re.fullmatch(r"\d+\.\d+", capability) and float(capability) >= 8 for capability in capabilities)
+
+
+def padded_attention(
+    query: Float[jax.Array, "n t h k"],
+    key: Float[jax.Array, "n t h k"],
+    value: Float[jax.Array, "n t h k"],
+    implementation: Literal["xla", "cudnn"],
+) -> Float[jax.Array, "n t h k"]:
+    """Attention over tokens padded to a multiple of eight, which cuDNN asks for; padding is not attended to."""
+    tokens = query.shape[1]
+    query, key, value = (jnp.pad(x, ((0, 0), (0, -tokens % 8), (0, 0), (0, 0))) for x in (query, key, value))
+    lengths = jnp.full(len(query), tokens, jnp.int32)
+    mixed = jax.nn.dot_product_attention(
+        query, key, value, query_seq_lengths=lengths, key_value_seq_lengths=lengths, implementation=implementation
+    )
+    return mixed[:, :tokens]
+
+
 class Attention(nnx.Module):
     """Self-attention of several heads."""
 
@@ -92,7 +118,11 @@ class Attention(nnx.Module):
         """Mix tokens."""
         n, t, d = x.shape
         query, key, value = jnp.moveaxis(self.qkv(x).reshape(n, t, 3, self.heads, -1), 2, 0)
-        return self.out(jax.nn.dot_product_attention(query, key, value).reshape(n, t, d))
+        if has_flash_attention(query.dtype):
+            mixed = padded_attention(query, key, value, implementation="cudnn")
+        else:
+            mixed = jax.nn.dot_product_attention(query, key, value)
+        return self.out(mixed.reshape(n, t, d))
 
 
 class Block(nnx.Module):
