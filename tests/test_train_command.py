@@ -1,9 +1,10 @@
 import pytest
 
-from cftjax import cli
+from cftjax import cli, train
 from cftjax.default import get_config
 from cftjax.input import cache, pipeline
 from cftjax.stages import backbone
+from cftjax.types import STAGES, Dataset
 
 
 def test_a_cache_in_memory_serves_every_epochs_validation(tmp_path, monkeypatch):
@@ -25,3 +26,17 @@ def test_a_cache_in_memory_serves_every_epochs_validation(tmp_path, monkeypatch)
     ):
         backbone.train(run, dataset, config)
     assert sorted(opened) == list(range(8))
+
+
+def test_folds_are_runs_of_their_own_and_one_table(tmp_path, monkeypatch):
+    split = {"AP": [0.5], "mAP": 0.5, "AUROC": [0.6], "mAUC": 0.6}
+    reported = {"metric": "AP", "categories": ["cat"], "images": {"test": 4}, "test": dict.fromkeys(STAGES, split)}
+    trained = []
+    monkeypatch.setattr(
+        train, "train_once", lambda loaded, config, folder: trained.append((config, folder)) or reported
+    )
+    config = cli.parse("", get_config, ["--split.folds", "3"]).config
+    train.train_folds(Dataset(("cat",), {}, ""), config, tmp_path)
+    assert [config.split.fold for config, _ in trained] == [0, 1, 2]
+    assert [folder for _, folder in trained] == [tmp_path / f"fold-{i}" for i in range(3)]
+    assert "12 images tested once each" in (tmp_path / "folds.txt").read_text()
