@@ -196,7 +196,7 @@ def one_run(
         made_from = backbone.train(run, dataset, config, SPLITS if tuned else [split], elsewhere)
         if not tuned:
             return sweep_scores.of_run(run, split, config.choose.metric, ["backbone"], config.report.resamples)
-        reported = heads.tune(run, config, made_from, dataset.splits.get("test"))
+        reported = heads.tune(run, config, made_from, dataset.reported)
         stages = ["backbone", "final", *(["refit"] if config.choose.rule == "shared" else [])]
         measured = sweep_scores.of_run(run, split, config.choose.metric, stages, config.report.resamples)
     mean = MEAN[config.choose.metric]

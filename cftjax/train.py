@@ -55,7 +55,7 @@ def train_once(loaded: Dataset, config: Config[Any], workdir: Path) -> dict[str,
         made_from = backbone.train(run, dataset, config)
         # The report is the first host's alone, and a model spread over several cannot be asked by one.
         maps = outcome.heatmaps(run) if jax.process_count() == 1 else None
-        reported = heads.tune(run, config, made_from, dataset.splits.get("test"), maps)
+        reported = heads.tune(run, config, made_from, dataset.reported, maps)
     if devices.is_primary():
         print(f"Report: {run.folder / 'report'}")
     return reported

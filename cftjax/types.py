@@ -16,8 +16,15 @@ Array = np.ndarray | jax.Array
 SPLITS = ("train", "validation", "test")
 # Those that nothing is learned from, so that heads may be judged by them; the last that there is, is reported.
 JUDGED_SPLITS = SPLITS[1:]
-# Where there are heads: as the backbone's training left them, searched (a run's folder is `ga`), polished, chosen.
+# Where there are heads: as the backbone's training left them, searched, polished, chosen. Folders, settings and
+# metrics.json say so; people read the words of `word`.
 STAGES = ("backbone", "ga", "polish", "final")
+
+
+def word(stage: str) -> str:
+    """What people call a stage or a candidate of it: `ga x0.5` is `search x0.5`, all others go by their names."""
+    first, *rest = stage.split(" ")
+    return " ".join(["search" if first == "ga" else first, *rest])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +100,11 @@ class Dataset:
     splits: dict[str, Records]
     fingerprint: str
     notes: tuple[str, ...] = ()
+
+    @property
+    def reported(self) -> Records | None:
+        """The split that a report is about: test where there is one, else validation; None without either."""
+        return next((self.splits[split] for split in reversed(JUDGED_SPLITS) if split in self.splits), None)
 
 
 @runtime_checkable

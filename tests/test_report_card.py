@@ -56,7 +56,7 @@ def test_scores_are_those_of_the_report(run):
             f"{100 * change['low']:+.2f}, {100 * change['high']:+.2f}",
         ]
     assert told["owl"][1] == f"{100 * found['final']['AP'][2]:.2f}"
-    assert [told[name.replace("|", "\\|")][-1] for name in run.categories] == ["ga", "polish", "backbone"]
+    assert [told[name.replace("|", "\\|")][-1] for name in run.categories] == ["search", "polish", "backbone"]
 
 
 def test_counts_and_thresholds_are_those_of_the_run(run):

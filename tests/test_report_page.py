@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import special
 from test_report_write import CATEGORIES, STAGES, make_records, stage_heads, write
 
 from cftjax import figures
@@ -17,6 +18,7 @@ from cftjax.config import GAConfig, TuningConfig
 from cftjax.data.reading.images import ImageError
 from cftjax.report import mistakes, page, pictures
 from cftjax.scores import reliability
+from cftjax.types import word
 
 EVIL = "<script>alert('a')</script> & \"b\""
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -128,7 +130,7 @@ def test_the_rows_are_metrics_jsons_numbers(written):
         change = test["difference"]["AP"]["value"][i]
         if change is not None:
             assert float(row[9].replace("−", "-")) == pytest.approx(100 * change, abs=0.005)  # noqa: RUF001
-        assert row[11].split(" ")[0] == metrics["chosen"][i]
+        assert row[11].split(" ")[0] == word(metrics["chosen"][i])
     assert parsed.rows[4][11] == "backbone (no known positive in train)"
     for mean in ("mAP", "mAUC"):
         assert f"{100 * test['backbone'][mean]:.2f} %→{100 * test['final'][mean]:.2f} %" in parsed.text
@@ -193,11 +195,14 @@ def test_mistakes_hold_rank_name_and_an_image_that_opens():
     def image(row):
         if row == 0:
             raise ImageError("cut short")
-        return records.image(row)
+        return np.full((20, 30, 3), row, np.uint8)
 
-    (found,) = mistakes.find([3], logits, labels, known, dataclasses.replace(records, image=image))
+    (found,) = mistakes.find(
+        [3], logits, special.expit(logits), labels, known, dataclasses.replace(records, image=image)
+    )
     assert (found.category, found.known) == (3, 4)
-    assert [(one.name, one.rank, one.logit) for one in found.false_positives] == [("1", 2, 3.0)]
+    assert [(one.name, one.rank) for one in found.false_positives] == [("1", 2)]
+    assert found.false_positives[0].probability == pytest.approx(special.expit(3.0))
     assert [(one.name, one.rank) for one in found.false_negatives] == [("2", 3)]
     assert found.false_negatives[0].heat is None
 
@@ -208,7 +213,7 @@ def test_the_categories_furthest_from_perfect_are_shown_and_their_number_is_boun
     n, k = 60, mistakes.MOST_CATEGORIES
     rng = np.random.default_rng(0)
     logits, labels = rng.normal(size=(n, k)).astype(np.float32), rng.random((n, k)) < 0.5
-    found = mistakes.find(range(k), logits, labels, np.ones((n, k), bool), make_records(n))
+    found = mistakes.find(range(k), logits, logits, labels, np.ones((n, k), bool), make_records(n))
     shown = sum(len(one.false_positives) + len(one.false_negatives) for one in found)
     assert k <= shown <= mistakes.MOST_THUMBNAILS
 

@@ -235,7 +235,7 @@ def test_the_table_shows_each_category_the_means_and_who_was_left_alone(written)
     assert rows["mAP"][1:5] == [f"{100 * test[stage]['mAP']:.2f}" for stage in STAGES]
     assert rows["mAUC"][4] == f"{100 * test['final']['mAUC']:.2f}"
     assert "[red]bird[/red]" in text  # a name is a name, not markup
-    assert "Left as before (no known positive in train): untuned." in text
+    assert "Left as the backbone had them (no known positive in train): untuned." in text
     assert "AP undefined on test, left out of the mean: no known positive of no test positive." in text
     assert numbers(printed) == numbers(text)
 

@@ -61,7 +61,7 @@ def categories(out: Mapping[str, Any], place: int, width: int, most_rows: int) -
     model = out["models"][place]
     table = begun(f"{model['name']} on {out['source']}, in %")
     wide = width >= FULL_WIDTH
-    table.add_column("category", no_wrap=True, max_width=max(width - (94 if wide else 67), 10), overflow="ellipsis")
+    table.add_column("category", no_wrap=True, overflow="ellipsis")
     table.add_column("known +", justify="right", no_wrap=True)
     if wide:
         table.add_column("known -", justify="right", no_wrap=True)
@@ -78,6 +78,7 @@ def categories(out: Mapping[str, Any], place: int, width: int, most_rows: int) -
             *(with_interval(one_of(model["intervals"][metric], i)) for metric in MEAN),
             *(percent(model["each"][name][i]) for name in shown),
         )
+    printing.fit_names(table, width)
     return table
 
 
@@ -88,7 +89,7 @@ def overall(out: Mapping[str, Any], width: int) -> Table:
     wide = width >= FULL_WIDTH
     shown = [name for name in OVERALL if name not in MEAN.values()]
     shown = [name for name in shown if wide or name in ("micro_AP", "CF1", "OF1", "ECE")]
-    table.add_column("model", no_wrap=True, max_width=max(width - (104 if wide else 67), 8), overflow="ellipsis")
+    table.add_column("model", no_wrap=True, overflow="ellipsis")
     for mean in MEAN.values():
         table.add_column(mean, justify="right", no_wrap=True, min_width=18)
     for name in shown:
@@ -100,6 +101,7 @@ def overall(out: Mapping[str, Any], width: int) -> Table:
             *(percent(model["overall"][name]) for name in shown),
             style="bold" if model["name"] == NAME else "",
         )
+    printing.fit_names(table, width)
     return table
 
 
@@ -159,7 +161,7 @@ def _over_best(others: Sequence[float | None], value: float | None) -> str:
 def differences(out: Mapping[str, Any], width: int) -> Table:
     """A row per pair of models: how much the first exceeds the second."""
     table = begun(f"Differences on {out['source']}, in points, with 95 % interval and two-sided p value")
-    table.add_column("first less second", no_wrap=True, max_width=max(width - 70, 12), overflow="ellipsis")
+    table.add_column("first less second", no_wrap=True, overflow="ellipsis")
     for mean in MEAN.values():
         table.add_column(mean, justify="right", no_wrap=True, min_width=24)
         table.add_column("p", justify="right", no_wrap=True, min_width=5)
@@ -168,6 +170,7 @@ def differences(out: Mapping[str, Any], width: int) -> Table:
         for mean in MEAN.values():
             cells += [change(pair[mean]), p_value(pair[mean]["p"])]
         table.add_row(printing.named(f"{pair['first']} - {pair['second']}"), *cells)
+    printing.fit_names(table, width, most=60)
     return table
 
 

@@ -20,6 +20,7 @@ def image_sheet(
     known: Bool[np.ndarray, "n c"],
     *,
     split: str,
+    calibrated: bool = False,
     bars: int = 4,
 ) -> Figure:
     """Images with their true labels above and the highest probabilities below, each marked right, wrong or unknown.
@@ -31,11 +32,14 @@ def image_sheet(
         labels: [n c], read only where known.
         known: [n c].
         split: the images' split.
+        calibrated: whether the probabilities are; else the title calls them sigmoids.
         bars: how many of the highest probabilities each image shows.
     """
     columns = min(6, len(images))
     rows = -(-len(images) // columns)
-    width, height, top = 2.35 * columns, 3.1 * rows + 0.6, 0.6  # inches
+    # Inches; of few images as wide as the title is.
+    width, height, top = max(2.35 * columns, 7.4), 3.1 * rows + 0.6, 0.6
+    kind = "highest probabilities" if calibrated else "highest sigmoids, uncalibrated"
     figure = Figure(figsize=(width, height))
     # Placed by hand, for a layout engine takes seconds over so many axes. Of each three rows the first holds the title.
     grid = figure.add_gridspec(
@@ -55,7 +59,7 @@ def image_sheet(
         _picture(picture, image, [categories[c] for c in np.flatnonzero(labels[i] & known[i]).tolist()])
         _bars(below, categories, probs[i], labels[i], known[i], bars)
     figure.suptitle(
-        f"{len(images)} {split} images drawn at random: true labels above, highest probabilities (%) below\n"
+        f"{len(images)} {split} images drawn at random: true labels above, {kind} (%) below\n"
         "✓ present      ✗ absent      ? not known",
         fontsize=11.5,
         fontweight="bold",

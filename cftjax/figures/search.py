@@ -42,7 +42,7 @@ def search_history(
     few = len(tuned) <= MOST_SMALL_MULTIPLES
     columns = min(5, int(np.ceil(np.sqrt(1.5 * len(tuned)))))
     rows = -(-len(tuned) // columns) if few else 1
-    widths = [4.2, 1.75 * columns if few else 6.0]
+    widths = [4.2, max(1.75 * columns, 4.6) if few else 6.0]
     figure = Figure(figsize=(sum(widths), max(4.2, 0.6 + 1.45 * rows)), layout="constrained")
     left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=widths, wspace=0.04)[0]
     _mean_history(left.subplots(), generation, filled.mean(axis=1), metric, len(tuned))

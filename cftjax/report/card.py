@@ -22,6 +22,7 @@ from cftjax.report.printing import MOST_ROWS, UNDEFINED, percent, points
 from cftjax.runs import Run
 from cftjax.runtime import storage
 from cftjax.text import for_markdown
+from cftjax.types import word
 
 UNCERTAIN = {
     "negative": "as negative",
@@ -238,7 +239,7 @@ def _scores(metrics: Mapping[str, Any]) -> Iterator[str]:
         own = {key: difference[metric][key][c] for key in ("value", "low", "high")}
         yield (
             f"| {for_markdown(name)} | {percent(before[metric][c])} | {percent(after[metric][c])} | {_change(own)} | "
-            f"{metrics['chosen'][c]} |"
+            f"{word(metrics['chosen'][c])} |"
         )
 
 
@@ -251,7 +252,7 @@ def _cross_validated(run: Run) -> Iterator[str]:
     for name, scores in chosen["scores"].items():
         defined = [score for score in scores if score is not None]
         metric = run.config["settings"]["choose"]["metric"]
-        yield f"- {name}: {MEAN[metric]} {percent(float(np.mean(defined)) if defined else None)}"
+        yield f"- {word(name)}: {MEAN[metric]} {percent(float(np.mean(defined)) if defined else None)}"
 
 
 def _decisions(run: Run) -> Iterator[str]:

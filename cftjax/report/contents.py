@@ -45,6 +45,7 @@ class Results:
             page's mistakes.
         heatmaps: where the images of mistakes speak for their category; None leaves the maps out.
         seed: of the bootstrap.
+        stages: in the order in which they ran, for the tables.
         decisions: of the final heads, whose probabilities the pictures show; None shows sigmoids.
         out_of_fold: stage -> [v c] logits of validation by heads that have not learned from it, where others have.
     """
@@ -64,6 +65,7 @@ class Results:
     records: Records | None = None
     heatmaps: Heatmaps | None = None
     seed: int = 0
+    stages: Sequence[str] = STAGES
     decisions: Decisions | None = None
     out_of_fold: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
@@ -127,6 +129,7 @@ def of_results(results: Results, by_split: Mapping[str, Measured]) -> dict[str, 
         by_split: split -> what was measured, of the splits that are judged.
     """
     content: dict[str, Any] = {"categories": list(results.categories), "metric": results.metric}
+    content["stages"] = list(results.stages)
     content |= {split: of_split(one) for split, one in by_split.items()}
     splits = ("train", *by_split)
     content["images"] = {split: len(results.embeddings[split]) for split in splits}

@@ -37,14 +37,14 @@ class Mistake:
 
     Attributes:
         name: of the image.
-        logit: of the category's head.
+        probability: of the category, as the final heads say.
         rank: its place among the category's known images, the highest logit first, counted from 1.
         jpeg: its thumbnail.
         heat: the thumbnail in grey under the category's heatmap; None without one.
     """
 
     name: str
-    logit: float
+    probability: float
     rank: int
     jpeg: bytes
     heat: bytes | None = None
@@ -98,6 +98,7 @@ def ranked(
 def find(
     categories: Sequence[int],
     logits: Float[np.ndarray, "n k"],
+    probs: Float[np.ndarray, "n k"],
     labels: Bool[np.ndarray, "n k"],
     known: Bool[np.ndarray, "n k"],
     records: Records,
@@ -107,7 +108,8 @@ def find(
 
     Args:
         categories: the places of k categories.
-        logits: [n k] of these.
+        logits: [n k] of these, which rank the images.
+        probs: [n k] that are shown.
         labels: [n k], read only where known.
         known: [n k].
         records: the n images.
@@ -125,7 +127,7 @@ def find(
             [
                 Mistake(
                     str(records.names[row]),
-                    float(logits[row, i]),
+                    float(probs[row, i]),
                     int((scores > logits[row, i]).sum()) + 1,
                     thumbnail(image),
                     None if (heat := next(heats)) is None else thumbnail(image, *heat),

@@ -24,7 +24,8 @@ def drawn(results: Results, measured: Measured) -> dict[str, Figure]:
     """File name without suffix -> figure, in the order in which the page shows them."""
     split, metric, embeddings = results.reported, results.metric, results.embeddings[results.reported]
     before, after = (measured.scores[place] for place in (BEFORE, AFTER))
-    bins = {"before (backbone)": before.bins, "after (final)": after.bins}
+    kind = "sigmoid" if results.decisions is None else "calibrated"
+    bins = {"backbone, sigmoid": before.bins, f"final, {kind}": after.bins}
     history = results.history
     pictures = {
         "before_after": figures.before_after(
@@ -54,10 +55,11 @@ def sheet_of_images(results: Results) -> Figure:
     raw = np.asarray(results.heads["final"](z))
     if results.reported == "validation" and "final" in results.out_of_fold:
         raw = results.out_of_fold["final"][rows]
-    probs = reliability.probabilities(raw) if results.decisions is None else results.decisions.probabilities(raw)
-    return figures.image_sheet(
-        images, results.categories, probs, labels.astype(bool), known.astype(bool), split=results.reported
-    )
+    decisions = results.decisions
+    probs = reliability.probabilities(raw) if decisions is None else decisions.probabilities(raw)
+    labels, known = labels.astype(bool), known.astype(bool)
+    split, calibrated = results.reported, decisions is not None
+    return figures.image_sheet(images, results.categories, probs, labels, known, split=split, calibrated=calibrated)
 
 
 def content_of(figure: Figure, kind: str) -> bytes:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -57,6 +58,27 @@ def printed(tables: Callable[[int], Sequence[Table]], notes: Sequence[str], cons
 def named(name: str) -> Text:
     """A name as a cell: no markup, and no effect on a terminal."""
     return Text(printable(name))
+
+
+def fit_names(table: Table, width: int, least: int = 8, most: int = 40) -> None:
+    """Cut the names in the first column to what all others leave: numbers are never cut.
+
+    Args:
+        table: with all its rows.
+        width: characters at hand.
+        least: characters of a name, though the table then is too wide.
+        most: characters of a name.
+    """
+    names, *others = table.columns
+    # Between two columns stand a blank of padding and one of the frame.
+    taken = sum(2 + max(_length(cell) for cell in (column.header, *column.cells)) for column in others)
+    names.max_width = min(max(width - taken - 3, least), most)
+    for column in others:
+        column.min_width = max(_length(cell) for cell in (column.header, *column.cells))
+
+
+def _length(cell: Any) -> int:
+    return cell_len(cell.plain if isinstance(cell, Text) else str(cell))
 
 
 def percent(value: float | None) -> str:

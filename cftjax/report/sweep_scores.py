@@ -11,12 +11,13 @@ from jaxtyping import Float
 
 from cftjax.config import ORDERS, Metric
 from cftjax.metrics import MEAN
-from cftjax.report import printing, tables
+from cftjax.report import printing
 from cftjax.report.printing import defined
 from cftjax.runs import Run
 from cftjax.scores import bootstrap, measure, predictions
 from cftjax.scores.bootstrap import Interval
 from cftjax.scores.measure import Asked
+from cftjax.types import word
 from cftjax.unknowns import MODES
 
 FINAL = "CFT final"
@@ -98,7 +99,7 @@ class SweepScores:
         """Name of each row -> mode and stage of the heads, in the order of the table."""
         rows = {title_of(mode): (mode, "backbone") for mode in self.runs}
         if "assume_negative" in self.tuned:
-            first, second = (tables.TITLES[stage] for stage in ORDERS[self.order])
+            first, second = (word(stage) for stage in ORDERS[self.order])
             stages = (*ORDERS[self.order], "final")
             for name, stage in zip((f"CFT {first}", f"CFT {first}, then {second}", FINAL), stages, strict=True):
                 rows[name] = ("assume_negative", stage)

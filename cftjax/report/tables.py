@@ -12,14 +12,17 @@ from cftjax.metrics import MEAN
 from cftjax.report import printing
 from cftjax.report.printing import FULL_WIDTH, MOST_ROWS, begun, percent
 from cftjax.text import few
-from cftjax.types import STAGES
-
-TITLES = {"backbone": "before", "ga": "search", "polish": "polish", "final": "final"}
+from cftjax.types import STAGES, word
 
 
 def reported_split(metrics: dict[str, Any]) -> str:
     """Test where there is one, else validation."""
     return "test" if "test" in metrics else "validation"
+
+
+def stages_of(metrics: dict[str, Any]) -> tuple[str, ...]:
+    """The stages in the order in which they ran; a report of an older version does not say."""
+    return tuple(metrics.get("stages", STAGES))
 
 
 def table(metrics: dict[str, Any], *, most_rows: int = MOST_ROWS, width: int = FULL_WIDTH) -> Table:
@@ -28,25 +31,24 @@ def table(metrics: dict[str, Any], *, most_rows: int = MOST_ROWS, width: int = F
     Args:
         metrics: the contents of metrics.json.
         most_rows: of more categories than this, the largest falls and rises are shown.
-        width: characters at hand; below 120 the columns between before and final are left out, and the known negatives.
+        width: characters at hand; below 120 the columns between backbone and final are left out, and
+            the known negatives.
     """
     metric, split = metrics["metric"], reported_split(metrics)
     scores, known = metrics[split], metrics["known"]["train"]
     difference = scores["difference"]
-    title = f"{metric} in % on {split}; change from before to final in points"
+    title = f"{metric} in % on {split}; change from backbone to final in points"
     if split == "validation":
         title += "\nno test split: validation was used to choose, so these scores are optimistic"
     out = begun(title)
     full = width >= FULL_WIDTH
-    stages = STAGES if full else (STAGES[0], STAGES[-1])
-    # Only names are cut: what a column of numbers needs, it gets, and the names have the rest.
-    rest = width - (92 if full else 66)
-    out.add_column("category", no_wrap=True, max_width=min(max(rest, 8), 40), overflow="ellipsis")
+    stages = stages_of(metrics) if full else (STAGES[0], STAGES[-1])
+    out.add_column("category", no_wrap=True, overflow="ellipsis")
     out.add_column("known +", justify="right", no_wrap=True, min_width=7)
     if full:
         out.add_column("known -", justify="right", no_wrap=True, min_width=7)
     for stage in stages:
-        out.add_column(TITLES[stage], justify="right", no_wrap=True, min_width=6)
+        out.add_column(word(stage), justify="right", no_wrap=True, min_width=6)
     out.add_column("chosen", no_wrap=True, min_width=8, max_width=8, overflow="ellipsis")
     out.add_column("change  [95 % interval]", justify="right", no_wrap=True, min_width=25)
     changes = difference[metric]
@@ -56,7 +58,7 @@ def table(metrics: dict[str, Any], *, most_rows: int = MOST_ROWS, width: int = F
             printing.named(metrics["categories"][i]),
             *(f"{known[kind][i]:,}" for kind in (("positive", "negative") if full else ("positive",))),
             *(percent(scores[stage][metric][i]) for stage in stages),
-            printing.named(metrics["chosen"][i]),
+            printing.named(word(metrics["chosen"][i])),
             _change({key: changes[key][i] for key in changes}),
             end_section=i == shown[-1],
         )
@@ -70,6 +72,7 @@ def table(metrics: dict[str, Any], *, most_rows: int = MOST_ROWS, width: int = F
             _change(difference[mean]),
             style="bold",
         )
+    printing.fit_names(out, width)
     return out
 
 
@@ -86,7 +89,7 @@ def notes(metrics: dict[str, Any], most_rows: int = MOST_ROWS) -> list[str]:
     for category, reason in metrics["untuned"].items():
         by_reason.setdefault(reason, []).append(category)
     for reason, names in by_reason.items():
-        lines.append(f"Left as before ({reason}): {', '.join(names)}.")
+        lines.append(f"Left as the backbone had them ({reason}): {', '.join(names)}.")
     lines += _undefined(metrics)
     changes = difference[metric]
     drawn = difference["resamples"]
@@ -134,16 +137,18 @@ def to_csv(metrics: dict[str, Any]) -> str:
     changes = ("value", "low", "high", "resamples")
     header = ["category", "train_known_positive", "train_known_negative", "split"]
     for metric in MEAN:
-        header += [f"{metric}_{stage}" for stage in STAGES]
+        header += [f"{metric}_{word(stage)}" for stage in stages_of(metrics)]
         header += [f"{metric}_difference", *(f"{metric}_difference_{key}" for key in changes[1:])]
     lines: list[list[Any]] = [[*header, "chosen", "untuned"]]
     for i, category in enumerate(metrics["categories"]):
         row = [category, known["positive"][i], known["negative"][i], split]
         for metric in MEAN:
-            row += [scores[stage][metric][i] for stage in STAGES]
+            row += [scores[stage][metric][i] for stage in stages_of(metrics)]
             row += [scores["difference"][metric][key][i] for key in changes]
-        lines.append([*row, metrics["chosen"][i], metrics["untuned"].get(category, "")])
+        lines.append([*row, word(metrics["chosen"][i]), metrics["untuned"].get(category, "")])
     row = ["mean", "", "", split]
     for mean in MEAN.values():
-        row += [scores[stage][mean] for stage in STAGES] + [scores["difference"][mean][key] for key in changes]
+        row += [scores[stage][mean] for stage in stages_of(metrics)] + [
+            scores["difference"][mean][key] for key in changes
+        ]
     return printing.to_csv([*lines, [*row, "", ""]])

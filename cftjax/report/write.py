@@ -16,6 +16,7 @@ from rich.console import Console
 from cftjax.report import contents, mistakes, page, pictures, printing, tables
 from cftjax.report.contents import AFTER, Results
 from cftjax.runtime import storage
+from cftjax.scores import predictions, reliability
 from cftjax.scores.logits import logits
 from cftjax.scores.measure import Measured
 from cftjax.types import JUDGED_SPLITS
@@ -53,6 +54,7 @@ def write(folder: Path, results: Results, console: Console | None = None) -> dic
         mistakes=worst_mistakes(results, measured),
         settings=results.settings,
         versions=results.versions,
+        calibrated=results.decisions is not None,
     )
     storage.write_bytes(folder / "index.html", text.encode())
     return content
@@ -77,6 +79,13 @@ def worst_mistakes(results: Results, measured: Measured) -> list[mistakes.Mistak
         return None
     embeddings = results.embeddings[results.reported]
     some = mistakes.categories_shown(measured.scores[AFTER].each["AP"])
+    out_of_fold = results.out_of_fold.get("final") if results.reported == "validation" else None
     raw = logits({"final": results.heads["final"]}, embeddings, some)["final"]
+    raw = raw if out_of_fold is None else out_of_fold[:, some]
     labels, known = (np.asarray(x[:, some], bool) for x in (embeddings.labels, embeddings.known))
-    return mistakes.find(some, raw, labels, known, results.records, results.heatmaps)
+    probs = reliability.probabilities(raw)
+    if results.decisions is not None:
+        # Calibrated a category at a time, for the worst ones do not stand side by side.
+        each = [predictions.columns(results.decisions, slice(c, c + 1)) for c in some]
+        probs = np.concatenate([own.probabilities(raw[:, i : i + 1]) for i, own in enumerate(each)] or [probs], axis=1)
+    return mistakes.find(some, raw, probs, labels, known, results.records, results.heatmaps)

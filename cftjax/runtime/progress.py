@@ -11,6 +11,8 @@ from rich.console import Console
 
 # Between two lines where the output is not a terminal.
 SECONDS = 10.0
+# Characters below which the bar is short, so that what stands beside it is not cut.
+NARROW = 100
 
 
 class Progress:
@@ -32,7 +34,7 @@ class Progress:
         self.silent = jax.process_index() != 0
         self.bar: progress.Progress | None = None
         self.began = self.printed = time.monotonic()
-        self.first: int | None = None
+        self.first: tuple[int, float] | None = None
         self.last = ""
 
     def __enter__(self) -> Progress:
@@ -49,6 +51,11 @@ class Progress:
         elif self.last and not self.silent:
             self.console.print(self.last, highlight=False, soft_wrap=True)
 
+    def say(self, text: str) -> None:
+        """Say at once what is going on before anything is done, such as the compiling of programs."""
+        if not self.silent:
+            self.console.print(f"{self.title}: {text}", highlight=False, soft_wrap=True)
+
     def update(self, done: int, total: int, text: str = "") -> None:
         """Show that `done` of `total` are done, with a few words such as the loss."""
         if self.silent:
@@ -63,7 +70,7 @@ class Progress:
         if bar is None:
             self.bar = bar = progress.Progress(
                 progress.TextColumn("{task.description}"),
-                progress.BarColumn(),
+                progress.BarColumn(bar_width=10 if self.console.width < NARROW else 40),
                 progress.TextColumn("{task.completed:.0f}/{task.total:.0f} " + self.unit),
                 progress.TimeRemainingColumn(),
                 progress.TextColumn("{task.fields[text]}"),
@@ -77,8 +84,10 @@ class Progress:
     def _update_line(self, done: int, total: int, text: str) -> None:
         now = time.monotonic()
         if self.first is None:
-            self.first = done
-        rate = (done - self.first) / max(now - self.began, 1e-9)
+            # What an earlier attempt had done, and the time before the first news, say nothing about the speed.
+            self.first = done, now
+        at_first, since = self.first
+        rate = (done - at_first) / max(now - since, 1e-9)
         left = f", {(total - done) / rate:.0f} s left" if rate > 0 and done < total else ""
         self.last = f"{self.title}: {done}/{total} {self.unit}{left}{', ' * bool(text)}{text}"
         if now - self.printed >= SECONDS:

@@ -41,7 +41,7 @@ def tune(
         run: holds `embeddings/` and `heads/backbone/`.
         config: its order, ga, polish, choose, decide, report, tensorboard and seed are read.
         made_from: keys of the stages before.
-        records: the images of the test split, for a sheet of them and the worst mistakes in the report.
+        records: the images of the split reported, for a sheet of them and the worst mistakes in the report.
         heatmaps: where images speak for a category, for the mistakes in the report.
 
     Returns:
@@ -115,6 +115,7 @@ def _work(
     results = []
     # A signal waits for the next news: categories that are done are stored by then, and a search that is not, also.
     with interruption.deferred() as asked, Progress(title, unit=unit) as shown:
+        shown.say("compiling its programs")
         for i, (part, heads) in enumerate(zip(parts, start, strict=True)):
 
             def news(done: int, total: int, score: float, i: int = i) -> None:

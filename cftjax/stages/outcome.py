@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from cftjax import decisions, runs
-from cftjax.config import DecideConfig, TuningConfig
+from cftjax.config import ORDERS, DecideConfig, TuningConfig
 from cftjax.inference import model
 from cftjax.input.preprocessing import Box
 from cftjax.report import card, write
@@ -21,7 +21,7 @@ from cftjax.runs import Run
 from cftjax.runtime import devices, storage
 from cftjax.scores.logits import category_groups, logits
 from cftjax.text import few
-from cftjax.types import JUDGED_SPLITS, STAGES, Embeddings, Records
+from cftjax.types import JUDGED_SPLITS, STAGES, Embeddings, Records, word
 
 
 def hand_back(run: Run) -> None:
@@ -80,7 +80,7 @@ def report(
         config: its report and choose.metric and seed are read.
         made_from: key of the choice.
         settings: of the run, as they were given.
-        records: the images of the test split, or None.
+        records: the images of the split reported, or None.
         heatmaps: where images speak for a category, or None.
 
     Returns:
@@ -110,6 +110,7 @@ def report(
                 records=records,
                 heatmaps=heatmaps,
                 seed=config.seed,
+                stages=("backbone", *ORDERS[config.order], "final"),
                 decisions=run.decisions(),
                 out_of_fold=run.out_of_fold() or {},
             )
@@ -125,7 +126,7 @@ def _say_cross_validated(run: Run, config: TuningConfig) -> None:
     means = []
     for name, scores in choice["scores"].items():
         defined = [score for score in scores if score is not None]
-        means.append(f"{name} {100 * np.mean(defined):.2f}" if defined else f"{name} undefined")
+        means.append(f"{word(name)} {100 * np.mean(defined):.2f}" if defined else f"{word(name)} undefined")
     print(f"Cross-validated m{config.choose.metric} on the known training labels: {', '.join(means)}.")
     print("No report: the old heads have seen these labels, so that before and after need a validation or test split.")
     for category, reason in choice["untuned"].items():

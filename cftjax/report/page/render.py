@@ -20,7 +20,7 @@ SEARCH_FROM = 15
 CAPTIONS = {
     "before_after": "Each category's score before and after fine-tuning, the largest rise first.",
     "search_history": "The best validation score that the search had found after each generation.",
-    "reliability": "Probabilities against what is true of the images that were given them.",
+    "reliability": "Probabilities against what is true: of all labels given 30 %, how many are present?",
     "images": "Images drawn at random, with what is true of them and what the final heads say.",
 }
 
@@ -48,6 +48,7 @@ def render(
     mistakes: Sequence[Mistakes] | None = None,
     settings: Sequence[Setting] = (),
     versions: Mapping[str, str] | None = None,
+    calibrated: bool = False,
 ) -> str:
     """The page.
 
@@ -58,6 +59,7 @@ def render(
         mistakes: the worst of some categories; None where the images are not at hand.
         settings: all of the run's.
         versions: library -> version.
+        calibrated: whether the probabilities beside the mistakes are.
     """
     split = tables.reported_split(metrics)
     changed = sum(setting.changed for setting in settings)
@@ -75,7 +77,7 @@ def render(
         footer="".join(table.footer(metrics)),
         notes="".join(f"<li>{escape(note)}" for note in _notes(metrics)),
         figures="".join(_figure(figure) for figure in figures) or "<p>This report has no figures.</p>",
-        mistakes=thumbnails.section(metrics, mistakes),
+        mistakes=thumbnails.section(metrics, mistakes, calibrated),
         facts=_facts(metrics, versions),
         settings=settings_of.table(settings),
         settings_count=f"{len(settings)}, of which {changed} differ from the defaults" if settings else "not recorded",
@@ -120,6 +122,8 @@ def _headline(metrics: dict[str, Any]) -> str:
     change = metrics[split]["difference"][mean]
     if before is None or after is None:
         return f"{mean} on {split} is undefined."
+    if text.percent(before) == text.percent(after):
+        return f"Category-wise fine-tuning left {mean} on {split} at {text.percent(after)} %."
     low, high = change["low"], change["high"]
     verb = {"up": "raised", "down": "lowered", "": "moved"}[text.direction(low, high)]
     chance = "" if text.direction(low, high) else ", which the drawing of the images may explain"

@@ -9,8 +9,7 @@ from typing import Any
 from cftjax.metrics import MEAN, Metric
 from cftjax.report import tables
 from cftjax.report.page import text
-from cftjax.report.tables import TITLES
-from cftjax.types import STAGES
+from cftjax.types import word
 
 # Rows that show before a reader asks for all: thousands take a browser seconds to lay out.
 ROWS_AT_FIRST = 200
@@ -33,13 +32,15 @@ def column_heads(metrics: dict[str, Any]) -> Iterator[str]:
     """Buttons that sort by what is below them."""
     split, metric, other = tables.reported_split(metrics), metrics["metric"], _other(metrics)
     heads = [("category", "text"), ("known +", "number"), ("known -", "number"), (f"{split} +", "number")]
-    heads += [(TITLES[stage], "number") for stage in STAGES]
+    heads += [(word(stage), "number") for stage in tables.stages_of(metrics)]
     heads += [("0 to 100 %", "number"), ("change", "number"), ("95 % interval", "number"), ("chosen", "text")]
-    heads += [(f"{other} before", "number"), (f"{other} final", "number")]
-    for word, kind in heads:
+    heads += [(f"{other} backbone", "number"), (f"{other} final", "number")]
+    for head, kind in heads:
         left = ' class="t"' if kind == "text" else ""
-        hint = f' title="{metric} before and after, sorted by the change"' if word == "0 to 100 %" else ""
-        label = escape(word).replace(f"{other} ", f"{other} <br>")  # too wide for one line
+        hint = f' title="{metric} of backbone and final, sorted by the change"' if head == "0 to 100 %" else ""
+        label = escape(head)
+        for long in (other, split):  # too wide for one line
+            label = label.replace(f"{long} ", f"{long} <br>")
         yield f'<th scope="col" data-kind="{kind}"{left}><button type="button"{hint}>{label}</button></th>'
 
 
@@ -49,11 +50,13 @@ def rows(metrics: dict[str, Any]) -> Iterator[str]:
     scores, train, reported = metrics[split], metrics["known"]["train"], metrics["known"][split]
     change = scores["difference"][metric]
     for i, category in enumerate(metrics["categories"]):
-        stages = [scores[stage][metric][i] for stage in STAGES]
+        stages = [scores[stage][metric][i] for stage in tables.stages_of(metrics)]
         value, low, high = (change[key][i] for key in ("value", "low", "high"))
         sign = text.direction(low, high)
         reason = metrics["untuned"].get(category)
-        chosen = escape(metrics["chosen"][i]) + (f' <span class="soft">({escape(reason)})</span>' if reason else "")
+        chosen = escape(word(metrics["chosen"][i])) + (
+            f' <span class="soft">({escape(reason)})</span>' if reason else ""
+        )
         name = escape(category)
         yield "".join(
             [
@@ -78,7 +81,7 @@ def footer(metrics: dict[str, Any]) -> Iterator[str]:
     change = scores["difference"][mean]
     low, high = change["low"], change["high"]
     yield '<tr><th scope="row">mean<td><td><td>'
-    yield "".join(f"<td>{text.percent(scores[stage][mean])}" for stage in STAGES)
+    yield "".join(f"<td>{text.percent(scores[stage][mean])}" for stage in tables.stages_of(metrics))
     yield f'<td class="d">{text.scale(scores["backbone"][mean], scores["final"][mean])}'
     yield f'<td class="{text.direction(low, high)}">{text.points(change["value"])}<td>{text.interval(low, high)}<td>'
     yield "".join(f"<td>{text.percent(scores[stage][other])}" for stage in ("backbone", "final"))

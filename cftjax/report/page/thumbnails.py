@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from scipy import special
-
 from cftjax.report import tables
 from cftjax.report.mistakes import Mistake, Mistakes
 from cftjax.report.page import text
@@ -15,7 +13,7 @@ from cftjax.report.page import text
 OPEN_AT_FIRST = 10
 
 
-def section(metrics: dict[str, Any], mistakes: Sequence[Mistakes] | None) -> str:
+def section(metrics: dict[str, Any], mistakes: Sequence[Mistakes] | None, calibrated: bool) -> str:
     """All of them; a reason where there are none."""
     split = tables.reported_split(metrics)
     if mistakes is None:
@@ -25,7 +23,8 @@ def section(metrics: dict[str, Any], mistakes: Sequence[Mistakes] | None) -> str
     words = (
         f"Known {split} images on the wrong side of others, by the final heads: absent, yet ranked above an image that "
         "has the category; present, yet ranked below one that has not. No threshold plays a part. Rank 1 is the image "
-        "that the category's head is surest of; the percentage is the sigmoid of its logit, before calibration."
+        "that the category's head is surest of; the percentage is its probability, "
+        f"{'calibrated' if calibrated else 'the sigmoid of its logit, not calibrated'}."
     )
     scored = sum(value is not None for value in metrics[split]["final"]["AP"])
     if len(mistakes) < scored:
@@ -60,7 +59,6 @@ def _category(metrics: dict[str, Any], found: Mistakes, opened: bool) -> str:
 
 
 def _thumbnail(one: Mistake, category: str, truth: str, known: int) -> str:
-    probability = float(special.expit(one.logit))
     alt = escape(f"{one.name}: {category} is {truth}")
     pictures = f'<img src="{text.data_url(one.jpeg, "image/jpeg")}" alt="{alt}">'
     if one.heat is not None:
@@ -68,6 +66,7 @@ def _thumbnail(one: Mistake, category: str, truth: str, known: int) -> str:
             f'<img src="{text.data_url(one.heat, "image/jpeg")}" alt="{escape(f"where the head sees {category}")}">'
         )
     return (
-        f'<figure><div class="pictures">{pictures}</div><figcaption>{100 * probability:.1f} %, rank {one.rank:,} of '
-        f'{known:,}<span title="{escape(one.name)}">{escape(one.name)}</span></figcaption></figure>'
+        f'<figure><div class="pictures">{pictures}</div><figcaption>{100 * one.probability:.1f} %, '
+        f'rank {one.rank:,} of {known:,}<span title="{escape(one.name)}">{escape(one.name)}</span></figcaption>'
+        "</figure>"
     )
