@@ -41,6 +41,8 @@ HIDINGS = {
     "uniform": (0.1, ["--labels.hide=uniform"]),
     "positives_first": (0.5, ["--labels.hide=positives_first", "--labels.known-negatives=0.03"]),
 }
+# Of processes that share a card: kernels tried out side by side time one another, for minutes and for nothing.
+SHARED = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "XLA_FLAGS": "--xla_gpu_autotune_level=0"}
 MODES = {"assume_negative": "negative", "ignore": "ignore"}
 
 
@@ -76,7 +78,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--seconds", type=float, default=4 * 3600, help="for all of it, tables included")
     parser.add_argument(
-        "--head-start", type=float, default=60, help="seconds that the first run has at most to compile"
+        "--head-start", type=float, default=300, help="seconds that the first run has at most to compile"
     )
     parser.add_argument("options", nargs="*", help="behind --: options of every run")
     given = parser.parse_args()
@@ -134,7 +136,7 @@ def start(run: Trained, out: Path, options: list[str]) -> subprocess.Popen[bytes
         return subprocess.Popen(
             ["nice", "-n", "10", *command(run, out, options)],
             cwd=REPO,
-            env={**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
+            env={**os.environ, **SHARED},
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,

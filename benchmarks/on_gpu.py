@@ -53,7 +53,7 @@ def parts() -> dict[str, Part]:
 
     step = {name: Part(functools.partial(networks.network, name), 240) for name in networks.NETWORKS}
     first = next(iter(step))
-    variants = (f"{first}+convolutions", "vit_base+cudnn", "vit_base+padded_cudnn")
+    variants = (f"{first}+convolutions", "vit_base+xla")
     others = {
         name: Part(functools.partial(networks.network, name), 200)
         for name in variants

@@ -56,39 +56,15 @@ def products_as_convolutions() -> None:
         module.pointwise_conv = pointwise  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def attention_by_cudnn() -> None:
-    """Have attention be cuDNN's."""
-    import jax
+def attention_by_xla() -> None:
+    """Have attention be XLA's where it would be cuDNN's."""
+    from cftjax.backbones import vit
 
-    attention = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
-    jax.nn.dot_product_attention = attention  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def padded_attention_by_cudnn() -> None:
-    """The same of whole eights of tokens."""
-    import jax
-    import jax.numpy as jnp
-
-    ordinary = jax.nn.dot_product_attention
-
-    def attention(query: Any, key: Any, value: Any) -> Any:
-        tokens = query.shape[1]
-        query, key, value = (jnp.pad(x, ((0, 0), (0, -tokens % 8), (0, 0), (0, 0))) for x in (query, key, value))
-        lengths = jnp.full(len(query), tokens, jnp.int32)
-        mixed = ordinary(
-            query, key, value, query_seq_lengths=lengths, key_value_seq_lengths=lengths, implementation="cudnn"
-        )
-        return mixed[:, :tokens]
-
-    jax.nn.dot_product_attention = attention  # pyright: ignore[reportAttributeAccessIssue]
+    vit.has_flash_attention = lambda dtype: False
 
 
 # Another way of doing one thing, timed beside the ordinary one.
-VARIANTS = {
-    "convolutions": products_as_convolutions,
-    "cudnn": attention_by_cudnn,
-    "padded_cudnn": padded_attention_by_cudnn,
-}
+VARIANTS = {"convolutions": products_as_convolutions, "xla": attention_by_xla}
 
 
 def network(words: str) -> None:
