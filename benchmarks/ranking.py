@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from cftjax.cft import ranking
+from cftjax.config import Metric
 
 POPULATION = 50
 
@@ -34,7 +35,7 @@ def milliseconds(programs: dict[str, Callable[..., Any]], *arguments: Any, repea
     return {name: 1e3 * statistics.median(taken) for name, taken in seconds.items()}
 
 
-def programs(metric: str, slots: int) -> dict[str, Callable[..., Any]]:
+def programs(metric: Metric, slots: int) -> dict[str, Callable[..., Any]]:
     """The two ways to a score, and a bare sort of as many integers by XLA."""
 
     def counting(scores: jax.Array, labels: jax.Array, where: jax.Array) -> jax.Array:
