@@ -1,19 +1,23 @@
 import contextlib
 import csv
 import dataclasses
+import io
 import json
+import re
+import shutil
 import sys
 
 import numpy as np
 import pytest
 import toy
+from rich.console import Console
 from sklearn.metrics import average_precision_score
 
 from cftjax import cli, evaluate, runs
 from cftjax import decisions as decided
 from cftjax.config import DecideConfig, TuningConfig
 from cftjax.embeddings import embed
-from cftjax.evaluation import content
+from cftjax.evaluation import content, tables
 from cftjax.runtime import storage
 from cftjax.scores import reliability
 
@@ -307,3 +311,35 @@ def test_what_does_not_go_together_is_one_line(call, message):
     assert message in error
     assert error.startswith("cftjax: error: ")
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("length", range(11, 19))
+@pytest.mark.parametrize("width", [80, 120])
+def test_no_column_is_lost_whatever_the_length_of_a_runs_name(call, folder, tmp_path, length, width):
+    name, other = tmp_path / ("r" * length), tmp_path / ("s" * length)
+    for path, source in ((name, "a"), (other, "b")):
+        shutil.copytree(folder / source, path)
+    call(name, other, "-o", tmp_path / "out")
+    out = Console(file=io.StringIO(), width=width, record=True)
+    for table in tables.tables_of(loaded(tmp_path / "out"), width=width):
+        out.print(table)
+    text = out.export_text()
+    assert max(map(len, text.splitlines())) <= width
+    heads = [line.split() for line in text.splitlines() if line.split()[:1] == ["model"]]
+    assert [head[-1] for head in heads] == ["ECE"]
+    row = next(line for line in text.split("Models on")[1].splitlines() if line.strip().startswith("s"))
+    assert re.search(r"\d+\.\d\d\s*$", row)
+
+
+def test_names_that_begin_like_formulas_come_back_as_they_were(call, tmp_path):
+    truth, probs = tmp_path / "truth.csv", tmp_path / "p.csv"
+    truth.write_text("Study,=fox\n=1+1,1\n-2,0\ns3,1\n")
+    probs.write_text("Study,=fox\n=1+1,0.9\n-2,0.4\ns3,0.3\n")
+    written = tmp_path / "again.csv"
+    call(probs, "--truth", truth, "--ensemble-out", written, "-o", tmp_path / "out")
+    rows = read_csv(written)
+    assert [row["Study"] for row in rows] == ["'=1+1", "'-2", "s3"]
+    assert "'=fox" in rows[0]
+    assert read_csv(tmp_path / "out" / "table.csv")[0]["category"] == "'=fox"
+    call(written, "--truth", truth, "--ensemble-out", tmp_path / "raw.csv", "--raw")
+    assert [row["Study"] for row in read_csv(tmp_path / "raw.csv")] == ["=1+1", "-2", "s3"]
