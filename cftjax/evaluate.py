@@ -50,6 +50,8 @@ class Evaluation:
     minus_one: str = "ask"
     """What -1 in files of labels means where it does not show: negative, uncertain or unknown;
     negative-and-zero-unknown (or -uncertain, -negative) says it of 0 as well. Of single columns: Bald=negative,…"""
+    scores: bool = False
+    """Numbers outside of [0, 1] in files of predictions are scores that rank, however few they are."""
     combine: Combining = "mean"
     """The ensemble: mean of probabilities; mean of ranks; a mean with weights fitted on validation; a mean of members
     picked greedily on validation; or no ensemble."""
@@ -97,11 +99,16 @@ def main() -> None:
         pattern("--study", options.study),
         None if options.group is None else pattern("--group", options.group),
         meaning.parse(options.minus_one, prediction_files.MINUS_ONE.option),
+        options.scores,
     )
     files = [model for model in options.models if not is_run(model)]
     truth, models = read(options, runs, split, files, options.truth, reading)
     validation = read_validation(options, runs, split, truth, models, reading)
-    thresholds = Thresholds(options.threshold, options.thresholds, *rule_of(runs), refit=reading.aggregate is not None)
+    columns = (
+        () if options.truth is None or options.thresholds is None else prediction_files.read(options.truth).columns
+    )
+    refit = reading.aggregate is not None
+    thresholds = Thresholds(options.threshold, options.thresholds, *rule_of(runs), refit, tuple(columns))
     metric: Metric = options.metric or (runs[0].config["settings"]["choose"]["metric"] if runs else "AP")
     found = content.with_ensemble(
         truth, models, options.combine, metric=metric, thresholds=thresholds, validation=validation

@@ -6,10 +6,12 @@ import pytest
 
 from cftjax import decisions
 from cftjax.config import DecideConfig
+from cftjax.data import meaning
 from cftjax.data.reading.problems import DataError
-from cftjax.evaluation import files
+from cftjax.evaluation import content, files
 from cftjax.evaluation import models as members
 from cftjax.evaluation.models import Reading
+from cftjax.scores import measure
 from cftjax.scores.predictions import Truth
 
 TRUTH = "Study,Edema,Pleural Effusion,Fracture\np1,1,0,\np2,0,1,-1\np3,1.0,,0\n"
@@ -170,11 +172,110 @@ def test_thresholds_come_from_json_csv_and_a_runs_decisions(tmp_path):
     decided = decisions.fit(logits, labels, known, config, categories=names, split="validation")
     decisions.write(tmp_path / "decisions.json", decided)
     for file in ("t.json", "t.csv"):
-        np.testing.assert_array_equal(files.read_thresholds(tmp_path / file, names), [np.nan, 0.25])
+        np.testing.assert_array_equal(files.read_thresholds(tmp_path / file, names, ["other"]), [np.nan, 0.25])
     np.testing.assert_array_equal(files.read_thresholds(tmp_path / "decisions.json", names), decided.thresholds)
     (tmp_path / "bad.json").write_text('{"Edema": "high"}')
-    with pytest.raises(ValueError, match=r"bad.json: the threshold of Edema is 'high'; use a number"):
+    with pytest.raises(ValueError, match=r"bad.json: the threshold of Edema is 'high'; use a number in"):
         files.read_thresholds(tmp_path / "bad.json", names)
     (tmp_path / "bad.json").write_text('{"edema": 0.5}')
-    with pytest.raises(ValueError, match="has a threshold for none of Edema, Fracture; it has edema; is 'edema' meant"):
+    with pytest.raises(ValueError, match="has a threshold for 'edema', which is no category here; is Edema meant"):
         files.read_thresholds(tmp_path / "bad.json", names)
+
+
+WRONG_THRESHOLDS = {
+    '{"Edema": 1.5}': r"the threshold of Edema is 1\.5; use a number in \[0, 1\], and 0\.5 for 50 %",
+    '{"Edema": 50}': "for 50 %",
+    '{"Edema": -0.1}': "the threshold of Edema is -0.1; use a number in",
+    '{"Edema": "inf"}': "the threshold of Edema is 'inf'",
+    '{"Edema": 0.5, "Hernia": 0.5}': "'Hernia', which is no category here; there are Edema, Fracture",
+    '{"Edema": null}': "has a threshold for none of Edema, Fracture",
+    '[{"category": "Edema", "threshold": 0.5}, {"category": "Edema", "threshold": 0.6}]': "two thresholds of Edema",
+}
+
+
+@pytest.mark.parametrize("text", WRONG_THRESHOLDS)
+def test_thresholds_that_cannot_be_meant_are_refused_by_name(tmp_path, text):
+    (tmp_path / "t.json").write_text(text)
+    with pytest.raises(ValueError, match=WRONG_THRESHOLDS[text]):
+        files.read_thresholds(tmp_path / "t.json", ["Edema", "Fracture"])
+
+
+def test_thresholds_may_be_there_for_categories_that_are_not_scored_and_for_none_that_is_reached(tmp_path):
+    (tmp_path / "t.json").write_text(json.dumps({"Edema": decisions.NEVER, "Hernia": 0.5}))
+    found = files.read_thresholds(tmp_path / "t.json", ["Edema", "Fracture"], ["Hernia"])
+    np.testing.assert_array_equal(found, [decisions.NEVER, np.nan])
+
+
+SIGNED = "id,cat,dog\n1,1,-1\n2,-1,1\n3,1,-1\n"
+OF_SIGNED = "id,cat,dog\n1,0.5,0.4\n2,0.5,0.2\n3,0.6,0.1\n"
+
+
+def test_a_truth_of_one_and_minus_one_is_asked_about_and_the_answer_is_told(read):
+    with pytest.raises(
+        DataError, match=r"column cat, dog: -1 stands there and no 0; .*--minus-one negative, uncertain"
+    ):
+        read(SIGNED, OF_SIGNED)
+    truth, _ = read(SIGNED, OF_SIGNED, minus_one=meaning.parse("negative", "--minus-one"))
+    np.testing.assert_array_equal(truth.labels, [[True, False], [False, True], [True, False]])
+    assert truth.known.all()
+    assert truth.notes == ("In truth.csv -1 is negative in cat, dog.",)
+
+
+@pytest.mark.parametrize("ids", [("0001", "0002", "0003"), ("1.0", "2.0", "3.0")])
+def test_ids_that_are_equal_as_numbers_are_told(read, ids):
+    predicted = OF_SIGNED
+    for number, name in enumerate(ids, 1):
+        predicted = predicted.replace(f"\n{number},", f"\n{name},")
+    message = rf"3 of them are there as numbers: it has {', '.join(ids)} for 1, 2, 3; write them alike"
+    with pytest.raises(ValueError, match=message):
+        read(SIGNED.replace("-1", "0"), predicted)
+
+
+def table(values):
+    """Ids and two columns of numbers."""
+    return "\n".join(["id,cat,dog", *(f"{i},{float(a)!r},{float(b)!r}" for i, (a, b) in enumerate(values))]) + "\n"
+
+
+def test_numbers_outside_of_zero_and_one_are_scores_where_they_are_many_and_slips_where_they_are_few(tmp_path):
+    values = np.random.default_rng(0).normal(0, 3, (40, 2))
+    (tmp_path / "truth.csv").write_text(table(values > 0))
+    (tmp_path / "a.csv").write_text(table(values))
+    (tmp_path / "b.csv").write_text(table(np.where(np.arange(80).reshape(40, 2) == 7, 1.5, np.abs(np.tanh(values)))))
+    _, (found,) = members.of_files([tmp_path / "a.csv"], ["a"], tmp_path / "truth.csv", Reading())
+    assert (found.only_ranks, found.calibrated) == (True, False)
+    np.testing.assert_array_equal(found.block(slice(0, 2)).scores, values)
+    assert np.isnan(found.block(slice(0, 2)).probs).all()
+    assert "a gives scores from" in found.note
+    with pytest.raises(
+        DataError, match=r"row 5, column dog: '1.5' is no probability; use numbers in .* or say --scores"
+    ):
+        members.of_files([tmp_path / "b.csv"], ["b"], tmp_path / "truth.csv", Reading())
+    _, (found,) = members.of_files([tmp_path / "b.csv"], ["b"], tmp_path / "truth.csv", Reading(scores=True))
+    assert found.only_ranks
+
+
+def test_scores_are_ranked_and_ensembled_by_rank_and_have_nothing_that_needs_probabilities(tmp_path):
+    rng = np.random.default_rng(0)
+    values = rng.normal(0, 3, (40, 2))
+    (tmp_path / "truth.csv").write_text(table(values + rng.normal(0, 3, (40, 2)) > 0))
+    (tmp_path / "a.csv").write_text(table(values))
+    (tmp_path / "b.csv").write_text(table(1 / (1 + np.exp(-values))))
+    paths = [tmp_path / "a.csv", tmp_path / "b.csv"]
+    truth, models = members.of_files(paths, ["a", "b"], tmp_path / "truth.csv", Reading())
+    with pytest.raises(
+        ValueError, match="--combine mean needs probabilities, and a gives scores: use --combine rank, or"
+    ):
+        content.with_ensemble(truth, models, "mean", metric="AP")
+    made = content.with_ensemble(truth, models, "rank", metric="AP")
+    measured = measure.measure(truth, made.each, measure.Asked(resamples=0))
+    a, b, whole = (scores.overall for scores in measured.scores)
+    # b is a in other words, so that all rank alike.
+    assert a["mAP"] == pytest.approx(b["mAP"], abs=1e-9) == pytest.approx(whole["mAP"], abs=1e-9)
+    assert a["mAUC"] == pytest.approx(whole["mAUC"], abs=1e-9)
+    for name in ("micro_AP", "ECE", "CP", "CR", "CF1", "OP", "OR", "OF1", "mF1"):
+        assert np.isnan(a[name]), name
+        assert not np.isnan(b[name]), name
+    out = content.to_dict(made, measured, metric="AP", resamples=0, seed=0)
+    assert out["models"][0]["each"]["threshold"] == [None, None]
+    assert any("a gives scores from" in note for note in out["notes"])
+    assert any("none for a, which gives scores" in note for note in out["notes"])

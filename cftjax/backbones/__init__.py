@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -188,7 +188,22 @@ def load_weights(backbone: Backbone, config: BackboneConfig) -> Heads | None:
         )
         raise ValueError(f"{config.weights} are weights of {stated}: use --backbone.name {other}.")
     assert isinstance(backbone, nnx.Module)
-    return pretrained.load_into(backbone, config.weights, family.weight_tables(shape))
+    try:
+        return pretrained.load_into(backbone, config.weights, family.weight_tables(shape))
+    except pretrained.NoFit as error:
+        near = nearest(error.names)
+        hint = "" if near in (None, config.name) else f"\n  The names are those of {near}: use --backbone.name {near}."
+        raise ValueError(f"{error}{hint}") from None
+
+
+def nearest(names: Iterable[str]) -> str | None:
+    """The architecture whose weights have names most like these; None where none has half of them."""
+    given, best = set(names), (0.5, None)
+    for name, (family, shape) in BACKBONES.items():
+        for table in family.weight_tables(shape):
+            share = len(given & table.names) / max(len(given | table.names), 1)
+            best = max(best, (share, name), key=lambda pair: pair[0])
+    return best[1]
 
 
 def preprocessing(config: BackboneConfig, scene_size: int | None = None) -> Preprocessing:

@@ -19,6 +19,10 @@ from cftjax.input.preprocessing import Preprocessing
 from cftjax.runtime import storage
 
 ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".npz")
+PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")
+"""What DataParallel, compile, and modules that hold the network put before its names."""
+MOST_TOLD, FEW = 8, 3
+"""Lines of a message about weights that do not fit, and names in a line."""
 LEARNT = ("pool.query",)
 """Variables that no published weights have, and that keep their first values."""
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -53,6 +57,15 @@ def first(weight: Float[np.ndarray, "1 t d"]) -> Float[np.ndarray, "t d"]:
 def unchanged(weight: np.ndarray) -> np.ndarray:
     """A vector."""
     return weight
+
+
+class NoFit(ValueError):
+    """Weights that are those of another architecture; `names` are theirs."""
+
+    def __init__(self, message: str, names: tuple[str, ...]) -> None:
+        """Keep the names."""
+        super().__init__(message)
+        self.names = names
 
 
 class Row(NamedTuple):
@@ -114,24 +127,51 @@ def load(source: str | Path) -> dict[str, np.ndarray]:
     """Read the arrays of a file of weights.
 
     Args:
-        source: a file (.safetensors, .npz, or torch's .pth, .pt, .bin), `package:NAME` or `hf:OWNER/NAME[/FILE]`.
+        source: a file (.safetensors, .npz, or torch's .pth, .pt, .bin), `package:NAME` or `hf:OWNER/NAME[/FILE]`; of a
+            checkpoint with several sets of weights `FILE#KEY` takes one.
 
     Returns:
-        Name to array, as the file has them.
+        Name to array, as the file has them but for prefixes that all names have, such as `module.`.
 
     Raises:
         ValueError: there is no such file, package or repository, or it is not a file of weights.
     """
-    path = locate(source)
+    path, (_, key) = locate(source), with_key(source)
     if path.suffix == ".safetensors":
-        return storage.read_tensors(path)[0]
+        return without_prefix(storage.read_tensors(path)[0])
     if path.suffix == ".npz":
-        return storage.read_arrays(path)
-    return torch_files.read(path)
+        return without_prefix(storage.read_arrays(path))
+    return without_prefix(torch_files.read(path, key))
+
+
+def with_key(source: str | Path) -> tuple[str, str | None]:
+    """A source and the key behind its `#`; a file may have that mark in its name."""
+    name, mark, key = str(source).rpartition("#")
+    if not mark or Path(source).expanduser().is_file():
+        return str(source), None
+    return name, key
+
+
+def without_prefix(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Arrays without what wrappers of models put before every name."""
+    while arrays and (prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in arrays)), None)):
+        arrays = {name.removeprefix(prefix): array for name, array in arrays.items()}
+    return arrays
+
+
+def without_some_prefix(arrays: dict[str, np.ndarray], tables: Sequence[Table]) -> dict[str, np.ndarray]:
+    """Arrays without the prefix of some names, such as `backbone.`, where a table then knows more of them."""
+
+    def taken_off(prefix: str) -> dict[str, np.ndarray]:
+        return {name.removeprefix(prefix): array for name, array in arrays.items()}
+
+    known = set().union(*(table.names for table in tables))
+    return max([arrays, *map(taken_off, PREFIXES)], key=lambda renamed: len(known.intersection(renamed)))
 
 
 def locate(source: str | Path) -> Path:
     """The local file behind a source of weights; downloads from the hub what is not there yet."""
+    source, _ = with_key(source)
     kind, _, name = str(source).partition(":")
     if kind == "package" and name:
         return _in_package(name)
@@ -172,11 +212,12 @@ def apply(module: nnx.Module, arrays: Mapping[str, np.ndarray], table: Table) ->
     variables = {".".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
     unnamed = variables.keys() - {row.path for row in table.rows} - set(LEARNT)
     problems = [f"the table of names has no row for {path}" for path in unnamed]
+    missing, other_shape = [], []
     for name, path, layout in table.rows:
         if path not in variables:
             problems.append(f"{name} belongs to {path}, which the module does not have")
         elif name not in arrays:
-            problems.append(f"{name} is missing")
+            missing.append(name)
         else:
             wanted = variables[path].get_value()
             try:
@@ -184,19 +225,30 @@ def apply(module: nnx.Module, arrays: Mapping[str, np.ndarray], table: Table) ->
             except (ValueError, IndexError):
                 value = None
             if value is None or value.shape != wanted.shape:
-                problems.append(f"{name} is {arrays[name].shape}, which does not become {path}, {wanted.shape}")
+                other_shape.append(f"{name} is {arrays[name].shape}, which does not become {path}, {wanted.shape}")
             else:
                 variables[path].set_value(jnp.asarray(value, wanted.dtype))
     left_over = [name for name in arrays if name not in table.names and not name.endswith(table.ignored)]
-    problems += [f"{name} {arrays[name].shape} is left over" for name in left_over]
+    problems += told("are missing", missing) + told("are of another shape", other_shape)
+    problems += told("are left over", [f"{name} {arrays[name].shape}" for name in left_over])
     if problems:
-        raise ValueError("The weights do not fit the architecture:\n  " + "\n  ".join(problems))
+        raise ValueError("The weights do not fit the architecture:\n  " + "\n  ".join(problems[:MOST_TOLD]))
     nnx.update(module, state)
     weight, bias = table.classifier
     if weight not in arrays or bias not in arrays:
         return None
     kernel = np.asarray(arrays[weight], np.float32)
     return types.Heads(kernel.reshape(kernel.shape[0], -1), np.asarray(arrays[bias], np.float32))
+
+
+def told(what: str, names: Sequence[str]) -> list[str]:
+    """A few names that have the same fault, and what all of them begin with."""
+    if not names:
+        return []
+    first = names[0].partition(".")[0] + "."
+    begins = f", all beginning with {first}" if len(names) > FEW and all(n.startswith(first) for n in names) else ""
+    more = f" and {len(names) - FEW:,} more" if len(names) > FEW else ""
+    return [f"{len(names):,} {what}{begins}: {'; '.join(names[:FEW])}{more}"]
 
 
 def fitting(arrays: Iterable[str], tables: Sequence[Table]) -> Table:
@@ -207,11 +259,11 @@ def fitting(arrays: Iterable[str], tables: Sequence[Table]) -> Table:
 
 def load_into(module: nnx.Module, source: str | Path, tables: Sequence[Table]) -> types.Heads | None:
     """`load`, then `apply` by the table that fits."""
-    arrays = load(source)
+    arrays = without_some_prefix(load(source), tables)
     try:
         return apply(module, arrays, fitting(arrays, tables))
-    except ValueError as e:
-        raise ValueError(f"{source}: {e}") from None
+    except ValueError as error:
+        raise NoFit(f"{source}: {error}", tuple(arrays)) from None
 
 
 def preprocessing(source: str | Path, default: Preprocessing, tables: Sequence[Table] = ()) -> Preprocessing:
@@ -227,7 +279,7 @@ def preprocessing(source: str | Path, default: Preprocessing, tables: Sequence[T
     if not {"input_size", "mean", "std"} <= stored.keys():
         if not any(table.preprocessing for table in tables):
             return default
-        return fitting(load(source), tables).preprocessing or default
+        return fitting(without_some_prefix(load(source), tables), tables).preprocessing or default
     return Preprocessing(
         image_size=stored["input_size"][-1],
         mean=tuple(stored["mean"]),

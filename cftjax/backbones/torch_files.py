@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 import sys
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,8 @@ LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
 NESTED = ("state_dict", "model_state_dict", "model", "module")
 """Keys of a training checkpoint under which the weights are looked for, in this order."""
+AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema", "model_averaged")
+"""Keys under which a moving average of the weights stands beside them."""
 STORAGES = {
     "FloatStorage": np.float32,
     "HalfStorage": np.float16,
@@ -36,15 +39,16 @@ STORAGES = {
 }
 
 
-def read(path: str | Path) -> dict[str, np.ndarray]:
+def read(path: str | Path, key: str | None = None) -> dict[str, np.ndarray]:
     """Read the tensors of a state dict, in either container format.
 
     Args:
         path: what `torch.save` wrote: a zip archive, or before torch 1.6 a sequence of pickles.
+        key: under which they stand; None looks at the top and under the keys in `NESTED` and `AVERAGED`, and says which
+            was taken where there are several.
 
     Returns:
-        Name to array, in the file's order. bfloat16 tensors keep their type (`ml_dtypes.bfloat16`). The state dict may
-        stand under one of the keys in `NESTED`; a prefix `module.` common to all names is taken off.
+        Name to array, in the file's order. bfloat16 tensors keep their type (`ml_dtypes.bfloat16`).
 
     Raises:
         ValueError: the file is not a torch checkpoint, is damaged, holds no tensors, or names anything but tensors.
@@ -55,7 +59,8 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
             tree, storages = _read_zip(path)
         else:
             tree, storages = _read_legacy(path)
-        tensors = _state_dict(tree)
+        found = _state_dicts(tree)
+        taken, tensors = _taken(found, key)
         arrays = {name: _array(value, storages) for name, value in tensors.items()}
     except _Refused as refusal:
         raise ValueError(
@@ -68,8 +73,11 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{path} is damaged or not a torch checkpoint ({type(e).__name__}: {e}).") from None
     if not arrays:
         raise ValueError(f"{path} holds no tensors, neither at the top nor under {', '.join(NESTED)}.")
-    if all(name.startswith("module.") for name in arrays):
-        arrays = {name.removeprefix("module."): array for name, array in arrays.items()}
+    if others := [f"{path}#{other}" for other in found if other and other != taken]:
+        kind = "averaged" if taken in AVERAGED else "raw"
+        if key is None:
+            what = f"{path} holds weights under {', '.join(found)}: {taken}, the {kind} ones, are taken"
+            warnings.warn(f"{what}; --backbone.weights {others[0]} takes the others.", stacklevel=2)
     return arrays
 
 
@@ -247,16 +255,34 @@ def _bytes(file: BinaryIO, size: int) -> np.ndarray:
     return np.frombuffer(data, np.uint8)
 
 
-def _state_dict(tree: Any) -> dict[str, Any]:
-    """The first dict that holds tensors: the tree itself or what stands under one of `NESTED`."""
+def _state_dicts(tree: Any) -> dict[str, dict[str, Any]]:
+    """All dicts that hold tensors, by the key of the checkpoint under which they stand; the tree itself under none."""
     if isinstance(tree, _Tensor | _NumpyArray):
-        return {"": tree}
-    for candidate in (tree, *(tree[key] for key in NESTED if isinstance(tree, dict) and key in tree)):
+        return {"": {"": tree}}
+    if not isinstance(tree, dict):
+        return {}
+    candidates = {"": tree} | {key: tree[key] for key in (*NESTED, *AVERAGED) if key in tree}
+    found = {}
+    for key, candidate in candidates.items():
+        # An average may hold its own state, and the weights within it.
+        if key and isinstance(candidate, dict) and isinstance(candidate.get("module"), dict):
+            candidate = candidate["module"]
         if isinstance(candidate, dict):
             tensors = {str(k): v for k, v in candidate.items() if isinstance(v, _Tensor | _NumpyArray)}
             if tensors:
-                return tensors
-    return {}
+                found[key] = tensors
+    return found
+
+
+def _taken(found: dict[str, dict[str, Any]], key: str | None) -> tuple[str, dict[str, Any]]:
+    """The key that is asked for, else the first, and what stands there."""
+    if key is not None and key not in found:
+        there = ", ".join(name or "the top" for name in found) or "nowhere"
+        raise ValueError(f"holds no weights under {key!r}; there are some under {there}.")
+    if not found:
+        return "", {}
+    taken = next(iter(found)) if key is None else key
+    return taken, found[taken]
 
 
 def _array(value: _Tensor | _NumpyArray, storages: dict[str, np.ndarray]) -> np.ndarray:

@@ -164,7 +164,10 @@ def celeb_a_names(features: Any) -> tuple[str, ...]:
 def celeb_a_entries(example: Example, c: int, role: str) -> Entries:
     """Every attribute is present or absent."""
     names = sorted(name for name in example.features if name.startswith("attributes/"))
-    return np.arange(c), np.array([example.integers(name)[0] for name in names], np.int8)
+    values = np.array([example.integers(name)[0] for name in names], np.int8)
+    if not np.isin(values, (0, 1)).all():
+        raise ValueError(f"an attribute is {values[~np.isin(values, (0, 1))][0]}, not 0 or 1")
+    return np.arange(c), values
 
 
 def celeb_a_person(example: Example) -> int:

@@ -24,6 +24,7 @@ from cftjax.runtime import storage
 from cftjax.scores import measure
 from cftjax.scores.measure import Asked, Measured
 from cftjax.scores.predictions import Predictions, Truth
+from cftjax.text import few
 
 Combining = Literal["mean", "rank", "weighted", "greedy", "none"]
 
@@ -59,6 +60,7 @@ class Thresholds:
         rule: that others are fitted by on validation, where a model brings none: see `DecideConfig.rule`.
         target: the precision or sensitivity that the rule asks for.
         refit: fit even those of models that bring some, which were for images and not for studies.
+        others: categories that the file may name besides, since they are not scored but there.
     """
 
     everywhere: float | None = None
@@ -66,6 +68,7 @@ class Thresholds:
     rule: str = "f1"
     target: float | None = None
     refit: bool = False
+    others: tuple[str, ...] = ()
 
 
 Validation = tuple[Truth, Sequence[Predictions]]
@@ -76,6 +79,8 @@ def with_thresholds(
 ) -> tuple[list[Predictions], str]:
     """Models with a threshold for every category, and a sentence that says where they come from.
 
+    Models that only rank have none.
+
     Args:
         models: the predictions.
         thresholds: where from.
@@ -84,11 +89,15 @@ def with_thresholds(
     """
     if thresholds.everywhere is not None:
         each = np.full(len(categories), thresholds.everywhere)
-        found = [dataclasses.replace(model, thresholds=each) for model in models]
+        found = [model if model.only_ranks else dataclasses.replace(model, thresholds=each) for model in models]
         return found, f"Thresholds: {thresholds.everywhere:g} everywhere."
     found, sources = [], dict[str, None]()
     for place, model in enumerate(models):
         own = model.thresholds
+        if model.only_ranks:
+            sources[f"none for {model.name}, which gives scores"] = None
+            found.append(model)
+            continue
         if validation is not None and (thresholds.refit or np.isnan(own).all()):
             truth, there = validation
             own = members.fit_thresholds(there[place], truth, thresholds.rule, thresholds.target)
@@ -98,8 +107,11 @@ def with_thresholds(
         found.append(dataclasses.replace(model, thresholds=np.where(np.isnan(own), decisions.UNFITTED, own)))
     said = " and ".join(sources)
     if thresholds.file is not None:
-        given = files.read_thresholds(thresholds.file, categories)
-        found = [dataclasses.replace(m, thresholds=np.where(np.isnan(given), m.thresholds, given)) for m in found]
+        given = files.read_thresholds(thresholds.file, categories, thresholds.others)
+        found = [
+            m if m.only_ranks else dataclasses.replace(m, thresholds=np.where(np.isnan(given), m.thresholds, given))
+            for m in found
+        ]
         said = f"those of {thresholds.file.name}" + (f", and where it has none {said}" if np.isnan(given).any() else "")
     return found, f"Thresholds: {said}."
 
@@ -125,9 +137,12 @@ def with_ensemble(
         thresholds: where they come from.
         validation: labels and predictions of the same models for other images.
     """
+    if combine not in ("none", "rank") and len(models) > 1:
+        _refuse_scores([*models, *(validation[1] if validation else ())], combine)
     models, said = with_thresholds(models, thresholds, truth.categories, validation)
+    told = tuple(model.note for model in models if model.note)
     if combine == "none" or len(models) < 2:
-        return Models(truth, models, "none", notes=(said,))
+        return Models(truth, models, "none", notes=(said, *told))
     of_ranks, fitted = combine == "rank", None
     weights = Weights(ensemble.equal(np.stack([model.given for model in models])), {})
     if combine == "weighted" or combine == "greedy":
@@ -147,7 +162,14 @@ def with_ensemble(
     elif not of_ranks:
         said += " The ensemble's: the mean of its members'."
     whole = dataclasses.replace(whole, thresholds=np.where(whole.given, found, np.nan))
-    return Models(truth, [*models, whole], combine, weights, fitted, (said,))
+    return Models(truth, [*models, whole], combine, weights, fitted, (said, *told))
+
+
+def _refuse_scores(models: Sequence[Predictions], combine: Combining) -> None:
+    """Refuse an ensemble of probabilities where a model gives none."""
+    if names := [model.name for model in models if model.only_ranks]:
+        who = f"{few(names)} {'gives' if len(names) == 1 else 'give'} scores"
+        raise ValueError(f"--combine {combine} needs probabilities, and {who}: use --combine rank, or none")
 
 
 def _on_validation(validation: Validation, whole: Predictions, weights: Weights, metric: Metric) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def combined(models: Sequence[Predictions], weights: Float64[np.ndarray, "m c"],
     """The ensemble: a weighted mean of probabilities, or of ranks among the rows at hand.
 
     Args:
-        models: m of them.
+        models: m of them; those that give only scores need ranks.
         weights: as in `Weights.values`; those of models that do not give a category must be 0.
         of_ranks: whether ranks are averaged, which need not be on one scale and are no probabilities afterwards.
     """
@@ -67,7 +67,8 @@ def combined(models: Sequence[Predictions], weights: Float64[np.ndarray, "m c"],
     def block(some: slice) -> Block:
         total = None
         for model, weight in zip(models, weights, strict=True):
-            probs = model.block(some).probs.astype(np.float64)
+            scores, probs = model.block(some)
+            probs = (scores if model.only_ranks else probs).astype(np.float64)
             probs = ranks(probs) if of_ranks else probs
             part = np.where(weight[None, some] > 0, weight[None, some] * probs, 0.0)
             total = part if total is None else total + part

@@ -16,9 +16,10 @@ import pyarrow.compute as pc
 import pyarrow.csv
 from jaxtyping import Bool, Float, Float64, Int
 
+from cftjax import decisions
 from cftjax.data import labels as label_values
 from cftjax.data import meaning
-from cftjax.data.reading import sheets
+from cftjax.data.reading import sheets, spelling
 from cftjax.data.reading.problems import Problems, require
 from cftjax.data.reading.sheets import Sheet
 from cftjax.evaluation.studies import Aggregate, aggregated, studies
@@ -32,6 +33,10 @@ from cftjax.text import few, for_spreadsheet, from_spreadsheet, shown
 KEYS = ("study", "path", "image", "id")
 # Nothing said of -1.
 MINUS_ONE = meaning.Answer("--minus-one")
+# Names compared to find in what way two files differ.
+MOST_COMPARED = 10_000
+# Numbers outside of [0, 1] from which on a file holds scores; fewer may be slips.
+LEAST_SCORES, LEAST_SHARE = 10, 0.05
 # Cells of the file of --ensemble-out, which is made in memory.
 MOST_CELLS = 10**8
 
@@ -155,18 +160,21 @@ class Rows:
         key: the column of their names.
         study: what of a name counts, and of the rows of which mean or maximum is taken; None takes names as they are.
         aggregate: mean or maximum.
+        scores: whether numbers outside of [0, 1] are scores, however few they are.
     """
 
     key: str
     study: re.Pattern[str] | None = None
     aggregate: Aggregate = "mean"
+    scores: bool = False
 
 
 def read_predictions(file: Path, sheet: Sheet, rows: Rows, truth: Truth, name: str) -> Predictions:
-    """A model's probabilities in the order of the truth; rows and columns that the truth lacks are left out.
+    """A model's predictions in the order of the truth; rows and columns that the truth lacks are left out.
 
     Raises:
-        ValueError: where rows of the truth are missing or come twice, or a cell of them is no probability.
+        ValueError: where rows of the truth are missing or come twice, or a cell of them is no number, or a few are no
+            probabilities.
     """
     problems = Problems(file)
     keys = read_keys(file, sheet, rows.key)
@@ -191,7 +199,9 @@ def read_predictions(file: Path, sheet: Sheet, rows: Rows, truth: Truth, name: s
         absent = set(missing)
         if of_broken := [row for row in np.flatnonzero(broken).tolist() if keys[row] in absent]:
             hint = f"; row {sheet.place(of_broken[0])} has the error {shown(errors[of_broken[0]])}"
-        elif near := difflib.get_close_matches(missing[0], keys[:10_000], n=1):
+        elif way := spelling.alike(missing[:MOST_COMPARED], keys[:MOST_COMPARED]):
+            hint = f"; {way}"
+        elif near := difflib.get_close_matches(missing[0], keys[:MOST_COMPARED], n=1):
             hint = f"; the nearest it has is {near[0]}"
         problems.add(f"{many}: {few(missing, 3)}{hint}", column=rows.key)
     used = np.flatnonzero(index >= 0)
@@ -201,41 +211,89 @@ def read_predictions(file: Path, sheet: Sheet, rows: Rows, truth: Truth, name: s
     given = np.array([category in sheet.columns for category in truth.categories])
     values = np.full((len(keys), len(truth.categories)), np.nan)
     for c in np.flatnonzero(given).tolist():
-        values[:, c] = probabilities(sheet, truth.categories[c], used, problems)
+        values[:, c] = numbers(sheet, truth.categories[c], used, problems)
     problems.raise_if_any()
+    outside = (values < 0) | (values > 1)
+    num = np.count_nonzero(outside)
+    only_ranks = num > 0 and (
+        rows.scores or num >= max(LEAST_SCORES, LEAST_SHARE * np.count_nonzero(given) * len(used))
+    )
+    if not only_ranks:
+        refuse_outside(values, outside, sheet, truth.categories, problems)
     table = aggregated(values, index, len(truth), rows.aggregate)
-    return of_array(name, table, given)
+    if not only_ranks:
+        return of_array(name, table, given)
+    low, high = np.nanmin(values), np.nanmax(values)
+    percent = "; if it is percent, divide by 100" if low >= 0 and 2 < high <= 100 else ""
+    note = (
+        f"{name} gives scores from {low:g} to {high:g}, no probabilities: they rank, and what needs probabilities is -"
+    )
+    return of_array(name, table, given, only_ranks=True, note=f"{note}{percent}.")
 
 
-def of_array(name: str, probs: Float[np.ndarray, "n c"], given: Bool[np.ndarray, " c"]) -> Predictions:
-    """Predictions that are in memory."""
+def refuse_outside(
+    values: Float64[np.ndarray, "n c"],
+    outside: Bool[np.ndarray, "n c"],
+    sheet: Sheet,
+    categories: Sequence[str],
+    problems: Problems,
+) -> None:
+    """Note the columns in which a few numbers are no probabilities, one line each.
+
+    Raises:
+        DataError: there are any.
+    """
+    for c in np.flatnonzero(outside.any(axis=0)).tolist():
+        wrong = np.flatnonzero(outside[:, c])
+        cell = sheet.columns[categories[c]][int(wrong[0])].as_py()
+        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        problems.add(
+            f"{shown(cell)} is no probability{more}",
+            row=sheet.place(wrong[0]),
+            column=categories[c],
+            mend="use numbers in [0, 1], or say --scores where a file holds scores",
+        )
+    problems.raise_if_any()
+
+
+def of_array(
+    name: str,
+    values: Float[np.ndarray, "n c"],
+    given: Bool[np.ndarray, " c"],
+    *,
+    only_ranks: bool = False,
+    note: str = "",
+) -> Predictions:
+    """Predictions that are in memory: probabilities, or scores that only rank."""
 
     def block(some: slice) -> Block:
-        return Block(probs[:, some], probs[:, some])
+        return Block(values[:, some], np.full_like(values[:, some], np.nan) if only_ranks else values[:, some])
 
-    return Predictions(name, given, block, np.full(len(given), np.nan))
+    thresholds = np.full(len(given), np.nan)
+    return Predictions(name, given, block, thresholds, calibrated=not only_ranks, only_ranks=only_ranks, note=note)
 
 
-def probabilities(
-    sheet: Sheet, column: str, used: Int[np.ndarray, " k"], problems: Problems
-) -> Float64[np.ndarray, " n"]:
-    """A column as numbers, NaN in rows that are not used; what is no probability in the others is a problem."""
+def numbers(sheet: Sheet, column: str, used: Int[np.ndarray, " k"], problems: Problems) -> Float64[np.ndarray, " n"]:
+    """A column as numbers, NaN in rows that are not used; cells of the others that hold none are a problem."""
     cells = sheet.columns[column].combine_chunks()
     values = np.full(len(cells), np.nan)
     try:
         picked = cells.take(pa.array(used))
         if pa.types.is_string(picked.type) or pa.types.is_large_string(picked.type):
             picked = pc.call_function("utf8_trim_whitespace", [picked])
-        numbers = pc.fill_null(pc.cast(picked, pa.float64()), np.nan).to_numpy(zero_copy_only=False)
+        found = pc.fill_null(pc.cast(picked, pa.float64()), np.nan).to_numpy(zero_copy_only=False)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        numbers = np.array([number(cell) for cell in cells.take(pa.array(used)).to_pylist()])
-    for i in np.flatnonzero(~((numbers >= 0) & (numbers <= 1))).tolist():
-        cell = cells[int(used[i])].as_py()
+        found = np.array([number(cell) for cell in cells.take(pa.array(used)).to_pylist()], np.float64)
+    wrong = np.flatnonzero(~np.isfinite(found))
+    if len(wrong):
+        row = int(used[wrong[0]])
+        cell = cells[row].as_py()
         blank = cell is None or (isinstance(cell, str) and not cell.strip())
+        more = f" (and {len(wrong) - 1} more cells hold none)" if len(wrong) > 1 else ""
         what = "the cell is blank" if blank else f"{shown(cell)} is no probability"
         mend = "fill it in" if blank else "use numbers in [0, 1]"
-        problems.add(what, row=sheet.place(int(used[i])), column=column, mend=mend)
-    values[used] = numbers
+        problems.add(f"{what}{more}", row=sheet.place(row), column=column, mend=mend)
+    values[used] = found
     return values
 
 
@@ -258,14 +316,45 @@ def near_misses(missing: Sequence[str], columns: Sequence[str]) -> str:
     return f"; {' '.join(found)}" if found else ""
 
 
-def read_thresholds(file: Path, categories: Sequence[str]) -> Float64[np.ndarray, " c"]:
+def read_thresholds(file: Path, categories: Sequence[str], others: Sequence[str] = ()) -> Float64[np.ndarray, " c"]:
     """Thresholds by category: JSON, a run's decisions.json among it, or a table with columns category and threshold.
+
+    Args:
+        file: where they stand.
+        categories: those that are scored.
+        others: that are there besides, so that the file may name them.
 
     Returns:
         [c], NaN where the file gives none.
 
     Raises:
-        ValueError: where it gives none at all, or one that is no number.
+        ValueError: where it gives none at all, one that is no number in [0, 1], or one of a category that is not there.
+    """
+    pairs = threshold_pairs(file)
+    found = np.array([np.nan if blank(pairs.get(name)) else number(pairs[name]) for name in categories], np.float64)
+    problems = Problems(file)
+    for category, value in pairs.items():
+        if category not in categories and category not in others:
+            near = difflib.get_close_matches(category, [*categories, *others], n=1)
+            mend = f"is {near[0]} meant?" if near else f"there are {few(list(categories), 5)}"
+            problems.add(f"has a threshold for {shown(category)}, which is no category here", mend=mend)
+        elif not blank(value) and not (0 <= number(value) <= decisions.NEVER):
+            percent = ", and 0.5 for 50 %" if 1 < number(value) <= 100 else ""
+            mend = f"use a number in [0, 1]{percent}"
+            problems.add(f"the threshold of {category} is {shown(value)}", mend=mend)
+    problems.raise_if_any()
+    if np.isnan(found).all():
+        raise ValueError(
+            f"{file}: has a threshold for none of {few(categories, 5)}; it has {few(list(pairs), 5) or 'none'}"
+        )
+    return found
+
+
+def threshold_pairs(file: Path) -> dict[str, Any]:
+    """Category to threshold, as the file has them.
+
+    Raises:
+        ValueError: where it has another form, or names a category twice.
     """
     require(file)
     if file.suffix.lower() == ".json":
@@ -280,20 +369,17 @@ def read_thresholds(file: Path, categories: Sequence[str]) -> Float64[np.ndarray
         sheets.require_columns(("category", "threshold"), sheet.columns, problems)
         problems.raise_if_any()
         pairs = zip(map(str.strip, sheet.text("category")), sheet.text("threshold"), strict=True)
-    found = np.full(len(categories), np.nan)
-    pairs = dict(pairs)
-    for place, category in enumerate(categories):
-        value = pairs.get(category)
-        if value is None or value == "":
-            continue
-        found[place] = number(value)
-        if np.isnan(found[place]):
-            raise ValueError(f"{file}: the threshold of {category} is {shown(value)}; use a number")
-    if np.isnan(found).all():
-        missed = near_misses(categories, list(pairs))
-        has = few(list(pairs), 5)
-        raise ValueError(f"{file}: has a threshold for none of {few(categories, 5)}; it has {has}{missed}")
+    found: dict[str, Any] = {}
+    for category, threshold in pairs:
+        if category in found:
+            raise ValueError(f"{file}: has two thresholds of {category}; keep one")
+        found[category] = threshold
     return found
+
+
+def blank(value: Any) -> bool:
+    """Whether a threshold is left open."""
+    return value is None or (isinstance(value, str) and not value.strip())
 
 
 def write_predictions(path: Path, truth: Truth, predictions: Predictions, key: str, *, raw: bool = False) -> None:
@@ -320,7 +406,8 @@ def write_predictions(path: Path, truth: Truth, predictions: Predictions, key: s
     as_cell = str if raw else for_spreadsheet
     columns = [pa.array([as_cell(name) for name in truth.names])]
     for some in category_groups(len(truth), len(truth.categories), 1):
-        probs = predictions.block(some).probs.astype(np.float64)
+        scores, probs = predictions.block(some)
+        probs = (scores if predictions.only_ranks else probs).astype(np.float64)
         columns += [pa.array(probs[:, c - some.start]) for c in chosen if some.start <= c < some.stop]
     header = to_csv([[key, *(truth.categories[c] for c in chosen)]], raw=raw)
     table, body = pa.table(columns, names=[str(i) for i in range(len(columns))]), io.BytesIO()

@@ -37,6 +37,7 @@ class Reading:
         study: what of a row's name makes the study.
         group: what of a row's name the bootstrap draws together; None draws rows of files, and what runs say.
         minus_one: what -1 in a file of labels means.
+        scores: whether numbers outside of [0, 1] in files of predictions are scores, however few they are.
     """
 
     keys: tuple[str, ...] = prediction_files.KEYS
@@ -45,6 +46,7 @@ class Reading:
     study: re.Pattern[str] = re.compile(r"patient\d+/study\d+")
     group: re.Pattern[str] | None = None
     minus_one: meaning.Answer = prediction_files.MINUS_ONE
+    scores: bool = False
 
 
 def names_of(models: Sequence[Path]) -> list[str]:
@@ -135,7 +137,7 @@ def of_files(
         sheet = prediction_files.read(truth)
         key, *keys = prediction_files.common_keys([(truth, sheet), *sheets], reading.keys, study is None)
         truth = _truth(truth, sheet, key, sheets, reading)
-    rows = [Rows(key, study, reading.aggregate or "mean") for key in keys]
+    rows = [Rows(key, study, reading.aggregate or "mean", reading.scores) for key in keys]
     return truth, [
         prediction_files.read_predictions(file, sheet, one, truth, name)
         for (file, sheet), one, name in zip(sheets, rows, names, strict=True)
@@ -180,6 +182,8 @@ def fit_thresholds(
 ) -> Float64[np.ndarray, " c"]:
     """The threshold of each category, fitted on labels; NaN where no positive or no negative is known."""
     found = np.full(len(truth.categories), np.nan)
+    if model.only_ranks:
+        return found
     for some in category_groups(len(truth), len(found), 1):
         labels, known = truth.block(some)
         probs = np.asarray(model.block(some).probs, np.float64)

@@ -127,6 +127,9 @@ def measure(
         pooled = [Pooled(tally.positives) for tally in tallies]
         for some, labels, known, blocks in _groups(truth, models):
             for model, pool, block in zip(models, pooled, blocks, strict=True):
+                # Scores of one category are not on the scale of another's.
+                if model.only_ranks:
+                    continue
                 pool.add(block.probs[known & ~labels & model.given[None, some]])
         for tally, pool in zip(tallies, pooled, strict=True):
             tally.micro_average = pool.average_precision()
@@ -181,6 +184,8 @@ class _Tally:
             self.each["ECE"][some.start + j] = own.calibration_error
 
     def _add_decisions(self, some: slice, block: Block, labels: np.ndarray, given: np.ndarray) -> None:
+        if self.model.only_ranks:
+            return
         self.positives.append(block.probs[labels & given].astype(np.float64))
         counts = decided.count(block.probs, self.model.thresholds[some], labels, given)
         for total, part in zip(self.counts, counts, strict=True):

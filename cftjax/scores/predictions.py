@@ -76,6 +76,8 @@ class Predictions:
         block: reads some of the categories.
         thresholds: [c] on its probabilities; NaN where it has none.
         calibrated: whether its probabilities are meant as such; mean ranks are not.
+        only_ranks: whether it gives scores that rank, and no probabilities: those of its blocks are NaN.
+        note: what a reader must know of it; mostly empty.
     """
 
     name: str
@@ -83,6 +85,8 @@ class Predictions:
     block: Callable[[slice], Block]
     thresholds: Float[np.ndarray, " c"]
     calibrated: bool = True
+    only_ranks: bool = False
+    note: str = ""
 
 
 def of_run(run: Run, split: str, name: str) -> tuple[Truth, Predictions]:
