@@ -135,7 +135,7 @@ def spelled(rng: random.Random, path: str) -> str:
     return rng.choice(ways)(path)
 
 
-def write_table(rng: random.Random, written: Written, folder: Path) -> tuple[Path, list[str], dict[str, str | None]]:
+def write_table(rng: random.Random, written: Written, folder: Path) -> tuple[Path, list[str], dict[str, str]]:
     """Images and a table of them; its path, the paths as written, and options that say which column is what."""
     n = len(next(iter(written.cells.values())))
     files = [f"img/Zoë {i}.png" for i in range(n)]

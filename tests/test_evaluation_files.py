@@ -164,7 +164,7 @@ def test_what_is_written_is_read_to_the_bit(tmp_path):
 
 def test_thresholds_come_from_json_csv_and_a_runs_decisions(tmp_path):
     names = ("Edema", "Fracture")
-    (tmp_path / "t.json").write_text(json.dumps({"Fracture": 0.25, "other": 3}))
+    (tmp_path / "t.json").write_text(json.dumps({"Fracture": 0.25, "other": 0.3}))
     (tmp_path / "t.csv").write_text("category,threshold\nFracture,0.25\nEdema,\n")
     logits, labels = np.array([[-1.0, 2], [1, -2], [2, 1]]), np.array([[False, True], [True, False], [True, True]])
     config = DecideConfig(calibration="none")
