@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 WORKDIR ?= runs/digits
 
-.PHONY: run test lint types notebooks docs audit lock clean
+.PHONY: run test lint types notebooks docs audit licences release lock clean
 
 run: $(VENV)/run.stamp
 	$(BIN)/python -m cftjax.train --workdir $(WORKDIR)
@@ -42,6 +42,14 @@ $(VENV)/test.stamp: pyproject.toml requirements/test.txt | $(BIN)/python
 # Known vulnerabilities of the pinned versions.
 audit: $(BIN)/python
 	$(BIN)/python .ci/audit.py
+
+# Their licences, into docs/licences.md.
+licences: $(VENV)/test.stamp
+	$(BIN)/python .ci/licences.py
+
+# Wheel and sdist of the commit that is checked out, into dist/, twice: they must be equal to the byte.
+release: $(VENV)/test.stamp
+	$(BIN)/python .ci/release.py
 
 # The newest versions that work together, for every supported Python; needs uv. constraints.txt has those of all extras
 # but accelerators', DICOM, the hub, ONNX and the preparing of TFDS, for `pip install -c`; requirements/ the same ones with

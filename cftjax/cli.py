@@ -147,7 +147,9 @@ def configuration(words: Sequence[str], command: str, default: Callable[[], Conf
 def use_compilation_cache() -> None:
     """Keep compiled programs in the user's cache folder, unless JAX_COMPILATION_CACHE_DIR says otherwise."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "cftjax" / "jax"
+        # Empty or relative it counts as not set: a folder `cftjax` in the current one would hide the package.
+        own = Path(os.environ.get("XDG_CACHE_HOME", ""))
+        cache = (own if own.is_absolute() else Path.home() / ".cache") / "cftjax" / "jax"
         jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
@@ -166,10 +168,16 @@ def show_warning(
 
 
 def words(error: Exception) -> str:
-    """What an error says, and of a full disk what to do."""
+    """What an error says, and of a full disk or memory what to do."""
     if isinstance(error, OSError) and error.errno in checkpoints.FULL:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}. Make room and give the same command again: it keeps what is complete."
+    if devices.says_full(error):
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        return (
+            f"not enough memory ({first}): smaller batches need less (--training.batch-size, --embed.batch-size, "
+            "predict --batch-size), and the same command keeps what is complete"
+        )
     return str(error)
 
 
@@ -187,6 +195,7 @@ def run(main: Callable[[], None], stopped: str = STOPPED) -> None:
     try:
         with warnings.catch_warnings(), interruption.handled(interruption.terminate, [signal.SIGTERM]):
             warnings.showwarning = show_warning
+            devices.refuse_small_memory()
             main()
     except BrokenPipeError:
         # Whoever read the output, such as `head`, has seen enough; nothing more may be flushed to it.
@@ -199,7 +208,7 @@ def run(main: Callable[[], None], stopped: str = STOPPED) -> None:
         several = jax.distributed.is_initialized()
         lost = several and hosts.says_lost(error)
         # An extra that is not installed is the user's to mend, as is a wrong file.
-        for_user = lost or isinstance(error, (ValueError, OSError, ImportError))
+        for_user = lost or devices.says_full(error) or isinstance(error, (ValueError, OSError, ImportError))
         if not several and (not for_user or os.environ.get("CFTJAX_TRACEBACK")):
             raise
         if not for_user or os.environ.get("CFTJAX_TRACEBACK"):

@@ -26,7 +26,7 @@ from cftjax.default import get_config
 from cftjax.metrics import MEAN
 from cftjax.report import sweep_scores, sweep_table
 from cftjax.report.sweep_scores import FULL, RunScores, SweepScores
-from cftjax.runtime import devices, hosts
+from cftjax.runtime import devices, hosts, storage
 from cftjax.stages import backbone, heads
 from cftjax.types import SPLITS, Dataset
 from cftjax.unknowns import MODES
@@ -69,6 +69,9 @@ def main() -> None:
     config, seeds, tuned = sweep.config, sweep.seeds or (sweep.config.seed,), sweep.tuned or sweep.unknowns
     reading = functools.partial(preflight.load, config.data, allow_missing=config.input.on_bad_image == "skip")
     loaded = hosts.together(reading)
+    if devices.is_primary():
+        # Of a table that was being written; the runs look after themselves.
+        storage.remove_leftovers(sweep.workdir, deep=False)
     split = split_scored(loaded, config)
     # Mode -> seed by seed, proportion by proportion.
     found: dict[str, list[list[RunScores]]] = {mode: [] for mode in sweep.unknowns}

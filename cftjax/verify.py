@@ -86,16 +86,12 @@ def of_stage(run: Path, record: Path) -> Verdict:
 
 def of_folder(folder: Path) -> Verdict:
     """Compare what the record of a folder names; nothing where it has none."""
-    if not (folder / digests.RECORD).is_file():
-        return Verdict()
-    wrong = digests.differing(folder)
+    compared, wrong = digests.compare(folder)
     damages = [
         f"{path} is {'damaged (it is not what was written)' if path.exists() else 'missing'}: {digests.mend(path)}"
         for path in wrong
     ]
-    if wrong == [folder / digests.RECORD]:
-        return Verdict(tuple(damages))
-    return Verdict(tuple(damages), digests.count(folder) - len(wrong))
+    return Verdict(tuple(damages), compared)
 
 
 def _pieces(folder: Path, stage: dict[str, Any]) -> Iterator[Verdict]:

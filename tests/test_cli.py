@@ -4,10 +4,12 @@ import subprocess
 import sys
 import warnings
 
+import jax
 import pytest
 
 from cftjax import cli
 from cftjax.default import get_config
+from cftjax.runtime import devices
 
 
 def test_what_happens_to_bad_images_is_an_option_of_the_data():
@@ -70,3 +72,35 @@ def test_freed_memory_is_kept_and_used_again():
 
     # However large the system's pages are.
     assert 10 * faults("keep") < faults("give back")
+
+
+def test_memory_that_is_full_or_too_small_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(cli, "use_compilation_cache", lambda: None)
+
+    def exhausted():
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes.\nand more")
+
+    def small():
+        raise AssertionError("begins")
+
+    for main, limit, words in (
+        (exhausted, -1, "not enough memory (RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes.): smaller batches"),
+        (small, 1_024_000_000, "this shell allows 1.0 GB of address space, and JAX and its threads take more than 2"),
+    ):
+        monkeypatch.setattr(devices.resource, "getrlimit", lambda kind, limit=limit: (limit, limit))
+        with pytest.raises(SystemExit) as stopped:
+            cli.run(main)
+        assert stopped.value.code == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert words in line
+
+
+def test_an_empty_or_relative_cache_folder_counts_as_not_set(monkeypatch, tmp_path):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.setattr(cli.Path, "home", lambda: tmp_path)
+    seen = []
+    monkeypatch.setattr(cli.jax.config, "update", lambda name, value: seen.append(value))
+    for value, folder in (("", tmp_path / ".cache"), ("here", tmp_path / ".cache"), ("/there", cli.Path("/there"))):
+        monkeypatch.setenv("XDG_CACHE_HOME", value)
+        cli.use_compilation_cache()
+        assert seen[-2] == str(folder / "cftjax" / "jax")

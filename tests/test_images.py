@@ -1,5 +1,6 @@
 import contextlib
 import io
+import os
 import sys
 
 import numpy as np
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from cftjax.data.reading import images
+from cftjax.data.reading import finding, images
 
 RNG = np.random.default_rng(0)
 COLOUR = RNG.integers(0, 256, (48, 64, 3), np.uint8)
@@ -101,6 +102,16 @@ def test_what_is_no_image_is_named(tmp_path):
             images.open_image(name, root=tmp_path)
     with pytest.raises(images.ImageError, match=r"none\.jpg: no such file"):
         images.open_image("none.jpg", root=tmp_path)
+
+
+def test_a_pipe_and_a_device_are_refused_before_they_are_read(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    for path in (tmp_path / "a.png", "/dev/zero", tmp_path):
+        for reading in (images.open_image, images.read_header):
+            with pytest.raises(images.ImageError, match="is no file, but a folder, a pipe or a device; take it out"):
+                reading(path)
+    os.mkfifo(tmp_path / "scan")
+    assert list(finding.in_folder(tmp_path)) == [tmp_path / "a.png"]
 
 
 def test_what_is_empty_or_of_no_format_says_so(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import io
+import resource
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
@@ -18,6 +19,8 @@ AXIS = "data"
 
 T = TypeVar("T")
 
+# With 3 GB small runs end as they should, with 2 the libraries crash (docs/reliability.md).
+LEAST_ADDRESS_SPACE = 3_000_000_000
 # Of glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
@@ -34,6 +37,26 @@ def keep_freed_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     largest = 2**31 - 1
     return mallopt is not None and all(mallopt(each, largest) for each in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD))
+
+
+def refuse_small_memory() -> None:
+    """Refuse to begin where a limit leaves less address space than the libraries take: they would end without a word.
+
+    Raises:
+        ValueError: with the mend.
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY and limit < LEAST_ADDRESS_SPACE:
+        raise ValueError(
+            f"this shell allows {limit / 1e9:.1f} GB of address space, and JAX and its threads take more than 2: allow "
+            f"{LEAST_ADDRESS_SPACE / 1e9:.0f} or more (ulimit -v {LEAST_ADDRESS_SPACE // 1024}, or ulimit -v unlimited)"
+        )
+
+
+def says_full(error: Exception) -> bool:
+    """Whether an error is what the host or a device says that has no memory left."""
+    full = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+    return full or isinstance(error, MemoryError)
 
 
 def mesh(devices: Sequence[Any] | None = None) -> Mesh:

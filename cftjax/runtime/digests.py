@@ -15,7 +15,7 @@ import os
 from collections.abc import Collection, Iterator
 from concurrent import futures
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 RECORD = ".digests.json"
 SEAL = "seal"
@@ -148,30 +148,38 @@ def read(record: Path) -> dict[str, str]:
         raise Damaged(f"{record} is damaged (it is not what was written): {mend(record)}") from error
 
 
-def differing(folder: Path) -> list[Path]:
-    """The files below a folder that are not what its record says, or missing; empty too where it has no record."""
+class Comparison(NamedTuple):
+    """What comparing a folder with its record has shown.
+
+    Attributes:
+        compared: how many files are what was written.
+        wrong: those that are not, or are missing.
+    """
+
+    compared: int
+    wrong: tuple[Path, ...]
+
+
+def compare(folder: Path) -> Comparison:
+    """Compare all files below a folder that its record names; none where it has no record."""
     record = folder / RECORD
     if not record.is_file():
-        return []
+        return Comparison(0, ())
     try:
         files = read(record)
     except Damaged:
-        return [record]
-    wrong = []
+        return Comparison(0, (record,))
+    compared, wrong = 0, []
     for name, digest in files.items():
         path = folder / name
         if not path.is_file() or of_file(path) != digest:
             wrong.append(path)
-        elif path.name == RECORD:
-            wrong += differing(path.parent)
-    return wrong
-
-
-def count(folder: Path) -> int:
-    """How many files a record, and those of folders below it, name."""
-    files = read(folder / RECORD)
-    below = [folder / Path(name).parent for name in files if Path(name).name == RECORD]
-    return len(files) + sum(count(each) for each in below if (each / RECORD).is_file())
+            continue
+        compared += 1
+        if path.name == RECORD:
+            below = compare(path.parent)
+            compared, wrong = compared + below.compared, [*wrong, *below.wrong]
+    return Comparison(compared, tuple(wrong))
 
 
 def check_folder(folder: Path) -> None:
@@ -180,7 +188,7 @@ def check_folder(folder: Path) -> None:
     Raises:
         Damaged: naming the first file.
     """
-    if wrong := differing(folder):
+    if wrong := compare(folder).wrong:
         raise Damaged(f"{wrong[0]} is damaged (it is not what was written): {mend(wrong[0])}")
 
 

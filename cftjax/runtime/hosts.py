@@ -171,7 +171,7 @@ def on_tpu_vm(devices: Path = Path("/sys/bus/pci/devices")) -> bool:
 
 def says_lost(error: Exception) -> bool:
     """Whether an error is what a collective raises when another host is gone."""
-    return isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)
+    return not devices.says_full(error) and (isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error))
 
 
 def leave(code: int) -> NoReturn:

@@ -52,9 +52,9 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Delete what a killed `replacing` has left anywhere under a folder; nobody may be writing there."""
-    for path in folder.rglob(f".*{PART}"):
+def remove_leftovers(folder: Path, deep: bool = True) -> None:
+    """Delete what a killed `replacing` has left in a folder and, if deep, below it; nobody may be writing there."""
+    for path in (folder.rglob if deep else folder.glob)(f".*{PART}"):
         path.unlink(missing_ok=True)
 
 

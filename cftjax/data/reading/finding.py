@@ -76,7 +76,7 @@ def in_folder(folder: Path) -> Iterator[Path]:
 def _is_bare_dicom(file: Path) -> bool:
     """Scanners leave out the suffix."""
     try:
-        return not file.suffix and images.is_dicom(file)
+        return not file.suffix and file.is_file() and images.is_dicom(file)
     except OSError:
         return False
 

@@ -124,6 +124,9 @@ def read_header(path: str | os.PathLike[str], root: str | os.PathLike[str] | Non
 @contextlib.contextmanager
 def readable(file: Path) -> Iterator[None]:
     """Whatever is raised while a file is read becomes an `ImageError` that names the file and the mend."""
+    # Reading a pipe or a device might never end.
+    if file.exists() and not file.is_file():
+        raise ImageError(f"{file}: is no file, but a folder, a pipe or a device; take it out.")
     try:
         yield
     except (ImageError, ImportError):
