@@ -33,6 +33,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from orbax.checkpoint import v1 as ocp
 
 from cftjax.runs import Run
 from cftjax.runtime import checkpoints, digests, storage
@@ -108,10 +109,17 @@ def outcome(folder: Path) -> dict[str, bytes]:
         found[name] = SECONDS[path.name].sub(b"", content) if path.name in SECONDS else content
     for kind in CHECKPOINTS:
         last = checkpoints.steps(folder / kind)[-1]
-        leaves, _ = jax.tree.flatten_with_path(checkpoints.restore(folder / kind, last, None))
+        leaves, _ = jax.tree.flatten_with_path(checkpoints.restore(folder / kind, last, like(folder / kind, last)))
         for place, leaf in leaves:
             found[f"{kind}/{last}{jax.tree_util.keystr(place)}"] = np.asarray(leaf).tobytes()
     return found
+
+
+def like(folder: Path, step: int) -> Any:
+    """What a checkpoint holds, to be read onto one device whichever had it."""
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    stored = ocp.metadata(str((folder / str(step)).absolute())).metadata
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), stored)
 
 
 def leftovers(folder: Path) -> list[str]:
