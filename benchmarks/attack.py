@@ -43,6 +43,7 @@ from cftjax.data.reading import images
 from cftjax.embeddings import bundles
 from cftjax.inference import model as models
 from cftjax.runtime import checkpoints, digests, storage
+from cftjax.types import STAGES
 
 # Options of a run that takes seconds.
 OPTIONS = {
@@ -104,7 +105,7 @@ def everything(run: Path, weights: bool = True) -> dict[str, Any]:
     """All that commands read of a run, by name; without its weights where they are not asked for."""
     opened = runs.Run(run)
     told = {"config": opened.config, "seconds": opened.seconds(), "decisions": str(opened.decisions())}
-    for stage in runs.HEADS:
+    for stage in STAGES:
         told[f"heads {stage}"] = dataclasses.astuple(opened.heads(stage))
     for split in opened.splits:
         read = opened.embeddings(split)
