@@ -205,9 +205,12 @@ def print_tables(found: list[dict[str, Any]]) -> None:
     for word, joint in [*((w, "on") for w in words), *((p, "from") for p in parts)]:
         cells = []
         for name in ("Negative", "Ignore"):
-            after = [row["AP"][f"{word} {joint} {name}"] for row in found]
-            drop = np.concatenate([np.subtract(x, row["AP"][name]) for x, row in zip(after, found, strict=True)])
-            cells.append(f"{np.mean([np.nanmean(x) for x in after]):.2f} ({np.mean(drop < -1):.1%})")
+            # Rows of an earlier call may have been made without --ablation.
+            rows = [row for row in found if f"{word} {joint} {name}" in row["AP"]]
+            after = [row["AP"][f"{word} {joint} {name}"] for row in rows]
+            drop = np.concatenate([np.subtract(x, row["AP"][name]) for x, row in zip(after, rows, strict=True)])
+            mean = np.mean([np.nanmean(x) for x in after])
+            cells.append(f"{mean:.2f} ({np.mean(drop < -1):.1%}; {len(rows)} problems)")
         print(f"| {word if joint == 'on' else word + ' alone'} | {' | '.join(cells)} |")
 
 
