@@ -108,7 +108,7 @@ def table(folder: Path) -> dict[str, list[Any]]:
     for i in range(4):
         picture(folder, f"{i}.png")
     paths, split = [f"{i}.png" for i in range(4)], ["train", "train", "validation", "test"]
-    return {"path": paths, "split": split, "cat": ["1", "0", "", "1"], "dog": ["-1", "1", "0", "0"]}
+    return {"path": paths, "split": split, "cat": ["1", "0", "", "1"], "dog": ["-1", "1", "0", ""]}
 
 
 def write_csv(folder: Path) -> Path:
