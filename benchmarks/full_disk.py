@@ -18,7 +18,7 @@ import time
 import warnings
 from pathlib import Path
 
-from kill_and_resume import complete, leftovers, outcome, start, wait_for
+from kill_and_resume import PATIENCE, Hosts, complete, leftovers, outcome, wait_for
 
 from cftjax.runs import Run
 
@@ -46,8 +46,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         whole, disk, log = Path(folder) / "whole" / "run", Path(folder) / "disk", Path(folder) / "said.log"
         disk.mkdir()
-        if start(whole, options, log).wait():
-            sys.exit(log.read_text()[-2000:])
+        process = Hosts(whole, options, log, 1)
+        if any(process.wait(PATIENCE)):
+            sys.exit(process.said()[-2000:])
         subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={given.size}m", "tmpfs", str(disk)], check=True)
         try:
             wrong = all_stages(disk / "run", list(Run(whole).seconds()), options, log)
@@ -67,20 +68,21 @@ def all_stages(workdir: Path, stages: list[str], options: list[str], log: Path) 
         if complete(workdir / stage / "stage.json"):
             continue
         began = time.time()
-        process = start(workdir, options, log)
+        process = Hosts(workdir, options, log, 1)
         wait_for(process, workdir / stage / "stage.json", began)
         filler = fill(workdir.parent)
-        code = process.wait()
-        said = [line for line in log.read_text().splitlines() if line.startswith("cftjax: error:")]
+        (code,) = process.wait(PATIENCE)
+        said = [line for line in process.said().splitlines() if line.startswith("cftjax: error:")]
         filler.unlink()
         if not code:
             print(f"{stage}: was done before the disk was full")
             continue
         good = code == 1 and len(said) == 1 and str(workdir) in said[0] and "Make room" in said[0]
         wrong += not good
-        print(f"{stage}: exit code {code}: {' '.join(said).replace(str(workdir), 'RUN') or log.read_text()[-3000:]}")
-    if start(workdir, options, log).wait():
-        print(f"did not go on: {log.read_text()[-3000:]}")
+        print(f"{stage}: exit code {code}: {' '.join(said).replace(str(workdir), 'RUN') or process.said()[-3000:]}")
+    process = Hosts(workdir, options, log, 1)
+    if any(process.wait(PATIENCE)):
+        print(f"did not go on: {process.said()[-3000:]}")
         wrong += 1
     return wrong
 
