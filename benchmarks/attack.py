@@ -112,8 +112,9 @@ def everything(run: Path, weights: bool = True) -> dict[str, Any]:
         told[split] = (np.asarray(read.z), read.labels, read.known, read.uncertain, opened.names(split))
     for name in ("report/metrics.json", "heads/final/chosen.json", "backbone/history.json"):
         told[name] = storage.read_json(run / name)
-    for name in ("heads.npz", "heads/ga/history.npz", "heads/polish/kept.npz", "heads/ga/heads.npz"):
-        told[name] = storage.read_arrays(run / name)
+    # What a stage went on from is read by nobody once it is complete.
+    for path in (run / "heads.npz", *sorted(run.glob("heads/*/*.npz"))):
+        told[path.relative_to(run).as_posix()] = storage.read_arrays(path)
     told["heads.safetensors"] = storage.read_tensors(run / "heads.safetensors")
     if not weights:
         return told

@@ -27,6 +27,8 @@ MOST_BYTES = 2**22
 MOST_NAMED = 3
 # A caller that says nothing for so long is a stranger.
 HEARING_SECONDS = 5.0
+# So much later than they should an answer may come.
+ANSWERING_SECONDS = 2.0
 # Between two attempts to reach a first host that is not there yet.
 PAUSE = 0.2
 
@@ -141,8 +143,8 @@ def follow(place: Place, index: int, statement: Statement) -> str:
             continue
         with first:
             send(first, {"index": index, "count": place.number, "statement": statement})
-            # The first host waits for others as long as this one would, and may have begun later.
-            message = receive(first, place.seconds + left)
+            # The first host, which listens by now, waits for others as long as this one would.
+            message = receive(first, place.seconds + ANSWERING_SECONDS)
         if message is not None and isinstance(message.get("wrong"), str):
             return message["wrong"]
         time.sleep(min(PAUSE, max(left, 0.0)))
