@@ -169,7 +169,7 @@ def programs() -> list[Program]:
             found.append(
                 Program(f"search {recipe}, {words}, a generation", chips, run, config.ga.num_generations, "them")
             )
-            # Newton's steps are not counted one by one; of Adam's loop one step is.
+            # L-BFGS's steps are not counted one by one; of Adam's loop one step is.
             run = functools.partial(polishing, config=config.polish, dim=2048, group=group)
             found.append(Program(f"polish {recipe}, {words}", chips, run, 0, ""))
     return found

@@ -37,14 +37,6 @@ class Member:
         return Member(self.name, self.start[:, some], self.genes[:, some])
 
 
-def of_head(pool: Pool, name: str) -> Member:
-    """The head that came, for which all lanes are the same."""
-    c = pool.labels.shape[1]
-    return Member(
-        name, np.ones((pool.num_lanes, c), np.float32), np.zeros((pool.num_lanes, c, pool.z.shape[-1]), np.float32)
-    )
-
-
 @dataclasses.dataclass(frozen=True)
 class Spread:
     """How the logits of the head that came vary over all images, alone and with the coordinates.

@@ -18,9 +18,10 @@ from cftjax.cft import crossfit
 from cftjax.cft.committee import Committee
 from cftjax.cft.crossfit import Problem
 from cftjax.config import TuningConfig
+from cftjax.report.printing import defined
 from cftjax.runs import Run, Stage
-from cftjax.runtime import devices, interruption, storage, tensorboard
-from cftjax.runtime.progress import Progress
+from cftjax.runtime import devices, storage, tensorboard
+from cftjax.stages.watching import watched
 from cftjax.text import few
 from cftjax.types import Embeddings, Heads
 
@@ -144,10 +145,7 @@ def _share(run: Run, problem: Problem, whole: Committee, made_from: str) -> str:
                 {
                     "chosen": chosen.names,
                     "untuned": {run.categories[c]: reason for c, reason in chosen.untuned.items()},
-                    "scores": {
-                        name: [None if np.isnan(score) else float(score) for score in scores]
-                        for name, scores in chosen.scores.items()
-                    },
+                    "scores": defined(chosen.scores),
                     "share": chosen.share,
                     "unjudged": [run.categories[c] for c in chosen.unjudged],
                 },
@@ -169,15 +167,8 @@ def _watched(stage: Stage, title: str, unit: str, words: str) -> Callable[[Calla
 
     def call(work: Callable[..., T]) -> T:
         mesh = devices.mesh() if jax.device_count() > 1 else None
-        # A signal waits for the next news: categories that are done are stored by then, and a search that is not, also.
-        with interruption.deferred() as asked, Progress(title, unit=unit) as shown:
-
-            def news(done: int, total: int, score: float) -> None:
-                shown.update(done, total, f"{words} {score:.4f}" if words else "")
-                if asked.requested:
-                    asked.stop(f"{title.lower()} is saved")
-
+        with watched(title, unit, words) as news_of:
             store = storage.FolderStore(stage.folder / "categories", stage.key)
-            return work(store=store, progress=news, mesh=mesh)
+            return work(store=store, progress=news_of(0), mesh=mesh)
 
     return call

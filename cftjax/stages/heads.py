@@ -21,10 +21,11 @@ from cftjax.cft.search import Found
 from cftjax.config import ORDERS, TuningConfig
 from cftjax.report import page
 from cftjax.report.mistakes import Heatmaps
+from cftjax.report.printing import defined
 from cftjax.runs import Run, Stage
-from cftjax.runtime import devices, interruption, storage, tensorboard
-from cftjax.runtime.progress import Progress
+from cftjax.runtime import devices, storage, tensorboard
 from cftjax.stages import crossfit, outcome
+from cftjax.stages.watching import watched
 from cftjax.types import Heads, Records
 
 
@@ -113,23 +114,11 @@ def _work(
         else ("Search", "generations", config.ga.metric)
     )
     results = []
-    # A signal waits for the next news: categories that are done are stored by then, and a search that is not, also.
-    with interruption.deferred() as asked, Progress(title, unit=unit) as shown:
-        shown.say("compiling its programs")
+    with watched(title, unit, f"validation m{metric}", len(parts)) as news_of:
         for i, (part, heads) in enumerate(zip(parts, start, strict=True)):
-
-            def news(done: int, total: int, score: float, i: int = i) -> None:
-                shown.update(done + i * total, total * len(parts), f"validation m{metric} {score:.4f}")
-                if asked.requested:
-                    asked.stop(f"{title.lower()} is saved")
-
             kept = stage.folder / ("categories" if len(parts) == 1 else f"categories_{i}")
-            store = storage.FolderStore(kept, stage.key)
-            results.append(
-                tuning.run_stage(
-                    name, part, heads, config, jax.random.key(config.seed), store=store, progress=news, mesh=mesh
-                )
-            )
+            options = {"store": storage.FolderStore(kept, stage.key), "progress": news_of(i), "mesh": mesh}
+            results.append(tuning.run_stage(name, part, heads, config, jax.random.key(config.seed), **options))
     return results
 
 
@@ -191,11 +180,7 @@ def _choose(
             ]
             chosen = tuning.combine(each, run.embeddings("train"), run.heads("backbone"))
             untuned = {run.categories[c]: reason for c, reason in chosen.untuned.items()}
-            judged = {
-                name: [None if np.isnan(score) else float(score) for score in scores]
-                for name, scores in chosen.scores.items()
-            }
-            content = {"chosen": chosen.names, "untuned": untuned, "scores": judged}
+            content = {"chosen": chosen.names, "untuned": untuned, "scores": defined(chosen.scores)}
             storage.write_json(final.folder / "chosen.json", content)
             storage.write_heads(final.folder / "heads.npz", chosen.heads)
     return final.key
