@@ -1,13 +1,13 @@
 """Inputs that people met and that were misread or answered badly: what is right, by the commands themselves."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
+import toy
 from PIL import Image
 
-from cftjax import cli, evaluate, finetune, train
+from cftjax import evaluate, finetune, train
 from cftjax.data import __main__ as data_command
 
 SMALL = ["--ga.num-generations", "4", "--ga.restarts", "0", "--polish.num-steps", "4", "--report.resamples", "10"]
@@ -19,14 +19,7 @@ def call(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
 
     def of(main, *words):
-        monkeypatch.setattr(sys, "argv", ["cftjax", *map(str, words)])
-        code = 0
-        try:
-            cli.run(main)
-        except SystemExit as stopped:
-            code = stopped.code
-        out = capsys.readouterr()
-        return code, out.out, out.err
+        return toy.command(monkeypatch, capsys, main, *words)
 
     return of
 

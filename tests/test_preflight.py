@@ -1,13 +1,13 @@
 """What is looked at before a run, on small tables of images."""
 
 import re
-import sys
 
 import numpy as np
 import pytest
+import toy
 from PIL import Image
 
-from cftjax import cli, sweep, train, types
+from cftjax import sweep, train, types
 from cftjax.data import __main__ as data_command
 from cftjax.data import leaks, preflight
 from cftjax.data.reading import files
@@ -69,18 +69,6 @@ def test_missing_images_are_told_where_they_are_left_out(folder):
         preflight.check(given, "warn", allow_missing=True)
 
 
-def command(monkeypatch, capsys, main, *words):
-    """Exit code and output of a command."""
-    monkeypatch.setattr(sys, "argv", ["cftjax", *map(str, words)])
-    code = 0
-    try:
-        cli.run(main)
-    except SystemExit as stopped:
-        code = stopped.code
-    out = capsys.readouterr()
-    return code, out.out, out.err
-
-
 def table(folder, names, header="path,split,cat,dog"):
     rows = [f"{name},{('train', 'test')[i % 2]},{i // 2 % 2},{i % 2}" for i, name in enumerate(names)]
     (folder / "labels.csv").write_text("\n".join([header, *rows]) + "\n")
@@ -91,23 +79,23 @@ def table(folder, names, header="path,split,cat,dog"):
 def test_skipping_bad_images_covers_missing_ones_but_not_all_of_them(folder, monkeypatch, capsys):
     words = [CONFIG, *table(folder, ["img\\0.png", "img\\1.png", "a.png", "b.png"]), "--workdir", folder / "run"]
     words += ["--split.validation-share", 0]
-    code, _, error = command(monkeypatch, capsys, train.main, *words)
+    code, _, error = toy.command(monkeypatch, capsys, train.main, *words)
     assert code == 1
     assert "0.png is there, with / for \\ and without the folders before it (and 1 more in the same way)" in error
-    code, out, error = command(monkeypatch, capsys, train.main, *words, "--data.on-bad-image", "skip")
+    code, out, error = toy.command(monkeypatch, capsys, train.main, *words, "--data.on-bad-image", "skip")
     assert code == 1
     assert out.startswith("labels.csv: path from path; split from split; no groups; 2 categories: cat, dog.\n")
     assert re.search(r"train: none of its \d images is there; in place of img\\0\.png there is 0\.png", error)
     assert not (folder / "run").exists()
     sweep_words = [CONFIG, *table(folder, ["a.png", "b.png"]), "--workdir", folder / "s", "--labels.hide", "uniform"]
     sweep_words += ["--split.validation-share", 0]
-    code, _, error = command(monkeypatch, capsys, sweep.main, *sweep_words, "--data.on-bad-image", "skip")
+    code, _, error = toy.command(monkeypatch, capsys, sweep.main, *sweep_words, "--data.on-bad-image", "skip")
     assert (code, "none of its 1 images is there" in error) == (1, True)
 
 
 def test_a_summary_of_nothing_says_so_first(folder, monkeypatch, capsys):
     words = ["summary", CONFIG, *table(folder, ["img\\0.png", "img\\1.png"]), "--split.validation-share", 0]
-    code, out, _ = command(monkeypatch, capsys, data_command.main, *words)
+    code, out, _ = toy.command(monkeypatch, capsys, data_command.main, *words)
     assert code == 1
     assert out.splitlines()[1] == (
         "None of the 1 images of train is there; in place of img\\0.png there is 0.png, with / for \\ and without the "

@@ -1,13 +1,14 @@
 """Embeddings small enough to search in a second, with something to find; and a run with images to predict."""
 
 import dataclasses
+import sys
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from PIL import Image
 
-from cftjax import backbones, decisions, runs
+from cftjax import backbones, cli, decisions, runs
 from cftjax.config import BackboneConfig, Config, EmbedConfig, InputConfig
 from cftjax.data.reading import files
 from cftjax.embeddings import embed
@@ -98,3 +99,15 @@ def write_images(folder, n=11):
         pixels[: height // 2, : width // 2] = 255
         Image.fromarray(pixels).save(folder / f"{i:02d}.{('png', 'jpg')[i % 2]}")
     return folder
+
+
+def command(monkeypatch, capsys, main, *words):
+    """Exit code, output and error of a command."""
+    monkeypatch.setattr(sys, "argv", ["cftjax", *map(str, words)])
+    code = 0
+    try:
+        cli.run(main)
+    except SystemExit as stopped:
+        code = stopped.code
+    out = capsys.readouterr()
+    return code, out.out, out.err
