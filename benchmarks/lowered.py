@@ -26,12 +26,13 @@ def array(shape: tuple[int, ...], dtype: Any, sharding: Any) -> Any:
 
 def train(mesh: Mesh, name: str, size: int, batch: int, categories: int, remat: bool) -> tuple[Any, Any]:
     """One step of training in bfloat16, Adam: the lowered program, and its state as shapes."""
-    architecture = Architecture(BackboneConfig(name, remat=remat, image_size=size), categories, jnp.bfloat16)
-    model = classifier.abstract(architecture)
+    config = BackboneConfig(name, remat=remat, image_size=size)
+    model = classifier.abstract(Architecture(config, categories, jnp.bfloat16))
+    model = model._replace(normalisation=backbones.preprocessing(config).normalisation)
     spec = states.new_spec(model, TrainingConfig(), 1000, mesh)
     split = devices.sharded(mesh)
     given = types.Batch(
-        array((batch, size, size, 3), jnp.float32, split),
+        array((batch, size, size, 3), jnp.uint8, split),
         array((batch, categories), jnp.float32, split),
         array((batch, categories), jnp.bool, split),
         array((batch,), jnp.int32, split),
@@ -47,5 +48,6 @@ def embed(mesh: Mesh, name: str, size: int, batch: int) -> tuple[Any, Any]:
     backbone = nnx.eval_shape(lambda: backbones.create(config, nnx.Rngs(0), jnp.bfloat16))
     graphdef, variables = nnx.split(backbone)
     variables = devices.abstract(nnx.as_pure(variables), devices.replicated(mesh))
-    images = array((batch, size, size, 3), jnp.float32, devices.sharded(mesh))
-    return embedding.forward.lower(graphdef, variables, images), variables
+    images = array((batch, size, size, 3), jnp.uint8, devices.sharded(mesh))
+    normalisation = backbones.preprocessing(config).normalisation
+    return embedding.forward.lower(graphdef, variables, images, normalisation), variables

@@ -4,7 +4,7 @@
     python benchmarks/pipeline.py --root coco-small --enlarge 4      # a reduced set, its files made as large as COCO's
 
 Plain Pillow opens a file and converts it to RGB at full resolution, nothing else. Ours is the whole way to a batch:
-opened, resized, augmented, normalised, labels resolved. Both are timed in CPU seconds of one thread, in turn, over the
+opened, resized, augmented, labels resolved. Both are timed in CPU seconds of one thread, in turn, over the
 same files, so that what else the machine does matters little; the median of several passes is printed with the lowest
 and the highest. Then a real training is timed step by step: the share of a step spent in the iterator's next().
 """

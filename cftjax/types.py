@@ -134,12 +134,14 @@ class Batch(NamedTuple):
     """What one training or embedding step takes.
 
     Attributes:
-        image: [n h w 3] float32, normalised; or embeddings [n d], where the head is trained alone.
+        image: [n h w 3] grey levels in [0, 255], uint8, or float32 where augmentation ends between two of them; or
+            embeddings [n d], where the head is trained alone.
         labels: [n c] float32 targets in [0, 1].
         known: [n c] bool, where the target counts.
         rows: [n] int32 row of the split; -1 for padding that fills the last batch.
         unknown: [n c] bool, labels that nobody gave and that a mode of `unknowns` decides about; None where
             `labels` and `known` say it all.
+        hidden: [n 4] int32 (top, bottom, left, right) of the square of each image that cutout hides; None without it.
     """
 
     image: Array
@@ -147,6 +149,7 @@ class Batch(NamedTuple):
     known: Array
     rows: Array
     unknown: Array | None = None
+    hidden: Array | None = None
 
 
 @jax.tree_util.register_dataclass

@@ -1,9 +1,13 @@
 """Tests run on virtual CPU devices, or with CFTJAX_TEST_DEVICES=any on what is there; shapes and types are checked."""
 
 import os
+import signal
 
 if os.environ.get("CFTJAX_TEST_DEVICES", "cpu") not in ("cpu", "any"):
     raise SystemExit("CFTJAX_TEST_DEVICES is neither cpu nor any: leave it unset for eight virtual CPU devices")
+# What a shell starts in the background ignores Ctrl-C, and so does what that starts; tests of interruption send it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 if os.environ.get("CFTJAX_TEST_DEVICES") != "any":
     os.environ["JAX_PLATFORMS"] = "cpu"

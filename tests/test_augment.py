@@ -1,3 +1,4 @@
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -71,10 +72,11 @@ def test_an_image_is_augmented_alike_alone_and_in_a_batch():
 
 def test_a_square_is_blotted_out_and_cut_off_at_the_border():
     images = np.ones((3, 20, 20, 3), np.float32)
-    augment.cutout(images, draws(CUTOUT_Y=np.array([0.5, 0.0, 1.0]), CUTOUT_X=np.array([0.5, 0.0, 0.5])), 0.5)
+    chosen = draws(CUTOUT_Y=np.array([0.5, 0.0, 1.0]), CUTOUT_X=np.array([0.5, 0.0, 0.5]))
+    cut = augment.cut_out(jnp.asarray(images), augment.squares(20, chosen, 0.5))
     expected = np.ones((3, 20, 20, 3), np.float32)
     expected[0, 5:15, 5:15] = expected[1, :5, :5] = expected[2, 15:, 5:15] = 0
-    np.testing.assert_array_equal(images, expected)
+    np.testing.assert_array_equal(cut, expected)
 
 
 @pytest.mark.parametrize("size", [(30, 90), (90, 30), (50, 50)])

@@ -15,6 +15,7 @@ from cftjax.backbones import convolutions, vit
 from cftjax.cft import packing, polish, search
 from cftjax.config import BackboneConfig, GAConfig, PolishConfig, TrainingConfig, TuningConfig, with_recipe
 from cftjax.embeddings import embed
+from cftjax.input.preprocessing import Preprocessing
 from cftjax.runtime import devices
 from cftjax.training import classifier
 from cftjax.training import state as states
@@ -23,6 +24,7 @@ from cftjax.training.classifier import Architecture
 
 PLATFORMS = ["tpu", "cuda"]
 PAPER = with_recipe(TuningConfig(), "paper")
+NORMALISATION = Preprocessing(32).normalisation
 
 
 def array(shape, dtype=jnp.float32, sharding=None):
@@ -52,10 +54,17 @@ def network(request, monkeypatch):
 
 def test_a_training_step_lowers_in_bfloat16(network):
     model = classifier.abstract(Architecture(BackboneConfig(network, image_size=32), 3, jnp.bfloat16))
+    model = model._replace(normalisation=NORMALISATION)
     spec = states.new_spec(model, TrainingConfig(), 10, devices.mesh(jax.devices()[:1]))
-    batch = types.Batch(array((2, 32, 32, 3)), array((2, 3)), array((2, 3), jnp.bool), array((2,), jnp.int32))
+    pixels, hidden = array((2, 32, 32, 3), jnp.uint8), array((2, 4), jnp.int32)
+    batch = types.Batch(pixels, array((2, 3)), array((2, 3), jnp.bool), array((2,), jnp.int32), None, hidden)
     state = jax.tree.map(lambda x: array(x.shape, x.dtype), states.abstract_state(spec, model))
-    assert "bf16" in lowered(functools.partial(steps.train_step, spec), state, batch)
+    text = lowered(functools.partial(steps.train_step, spec), state, batch)
+    assert "bf16" in text
+    # Heads are what the search begins with: of the last layer's product, its gradients included, nothing is rounded.
+    last = re.findall(r"dot_general.*: \(tensor<[\dx]*xf32>, tensor<[\dx]*xf32>\)", text)
+    assert len(last) == 3
+    assert all("precision = [HIGHEST, HIGHEST]" in product for product in last)
 
 
 def test_the_gradient_of_a_depthwise_convolution_is_a_grouped_convolution_there():
@@ -101,8 +110,8 @@ def test_embedding_lowers_in_bfloat16(network):
     config = BackboneConfig(network, image_size=32)
     build = functools.partial(backbones.create, config, dtype=jnp.bfloat16)
     graphdef, variables = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
-    forward = functools.partial(embed.forward, graphdef)
-    text = lowered(forward, nnx.as_pure(variables), array((2, 32, 32, 3)))
+    forward = functools.partial(embed.forward.__wrapped__, graphdef, normalisation=NORMALISATION)
+    text = lowered(forward, nnx.as_pure(variables), array((2, 32, 32, 3), jnp.uint8))
     products = re.findall(
         r"stablehlo.(?:dot_general|convolution).*: \(tensor<[\dx]*x(\w+)>, tensor<[\dx]*x(\w+)>\)", text
     )
@@ -133,7 +142,11 @@ def test_the_polish_lowers(config):
     def program(train, validation):
         return polish._program(config, None)(packing.Rows(*train, slots=0), packing.Rows(*validation, slots=16))
 
-    assert "stablehlo.while" in lowered(program, columns(), columns())
+    text = lowered(program, columns(), columns())
+    assert "stablehlo.while" in text
+    products = re.findall(r"dot_general.*xf32>.*", text)
+    assert products
+    assert all("precision = [HIGHEST, HIGHEST]" in product for product in products if "i32" not in product)
 
 
 @pytest.mark.parametrize("metric", metrics.METRICS)

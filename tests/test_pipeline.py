@@ -51,14 +51,24 @@ def all_augmentation(mode):
     return config.InputConfig(augment=mode, flip=True, cutout=0.3, crop_min_area=0.5)
 
 
-def test_a_batch_holds_normalised_pixels_targets_and_rows():
+def test_a_batch_holds_pixels_targets_and_rows():
     batch = next(train())
     rows = batch.rows
-    np.testing.assert_array_equal(batch.image, PREPROCESSING.normalise(PIXELS[rows]))
+    np.testing.assert_array_equal(batch.image, PIXELS[rows])
     np.testing.assert_array_equal(batch.labels, LABELS.labels[rows])
     np.testing.assert_array_equal(batch.known, ~UNCERTAIN[rows])
-    assert [part.dtype for part in batch[:4]] == [np.float32, np.float32, bool, np.int32]
+    assert [part.dtype for part in batch[:4]] == [np.uint8, np.float32, bool, np.int32]
     assert batch.unknown is None
+    assert batch.hidden is None
+
+
+@pytest.mark.parametrize(("mode", "kind"), [(m, np.float32 if m == "shift" else np.uint8) for m in MODES])
+def test_only_grey_levels_between_two_take_four_bytes_and_cutout_is_a_square_beside_the_image(mode, kind):
+    batch = next(train(settings=all_augmentation(mode)))
+    assert batch.image.dtype == kind
+    assert (batch.image != np.rint(batch.image)).any() == (mode == "shift")
+    top, bottom, left, right = batch.hidden.T
+    assert ((bottom - top) * (right - left) > 0).all()
 
 
 def test_labels_are_resolved_as_the_labels_config_says():
@@ -126,7 +136,7 @@ def test_flips_mirror_about_half_of_the_images():
     batches = take(train(settings=dataclasses.replace(PLAIN, flip=True)), 20)
     mirrored = []
     for batch in batches:
-        plain = PREPROCESSING.normalise(PIXELS[batch.rows])
+        plain = PIXELS[batch.rows]
         same = (batch.image == plain).all(axis=(1, 2, 3))
         np.testing.assert_array_equal(batch.image[~same], plain[~same][:, :, ::-1])
         mirrored.extend(~same)
@@ -134,9 +144,9 @@ def test_flips_mirror_about_half_of_the_images():
 
 
 def together(halves):
-    """One batch of the hosts' parts; no mode of these tests asks which labels are unknown."""
-    assert all(half.unknown is None for half in halves)
-    return types.Batch(*map(np.concatenate, zip(*(half[:4] for half in halves), strict=True)))
+    """One batch of the hosts' parts."""
+    parts = zip(*halves, strict=True)
+    return types.Batch(*(None if part[0] is None else np.concatenate(part) for part in parts))
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -155,7 +165,8 @@ def test_evaluation_goes_in_file_order_and_fills_the_last_batch():
     rows = np.concatenate([batch.rows for batch in batches])
     np.testing.assert_array_equal(rows, [*range(N), -1])
     image, labels, known = (np.concatenate(part) for part in list(zip(*batches, strict=True))[:3])
-    np.testing.assert_array_equal(image[:N], PREPROCESSING.normalise(PIXELS))
+    np.testing.assert_array_equal(image[:N], PIXELS)
+    assert image.dtype == np.uint8
     np.testing.assert_array_equal(labels[:N], LABELS.labels)
     np.testing.assert_array_equal(known[:N], KNOWN)
     assert not image[N:].any()
@@ -210,7 +221,7 @@ def test_skipped_images_are_grey_without_labels_and_their_names_are_given(cached
     rows = np.concatenate([batch.rows for batch in batches])
     np.testing.assert_array_equal(rows, [-1 if row in BAD else row for row in range(N)] + [-1])
     image, known = batches[1].image[1], batches[1].known[1]
-    np.testing.assert_allclose(image, 0, atol=0.02)
+    np.testing.assert_allclose(PREPROCESSING.normalise(image), 0, atol=0.02)
     assert not known.any()
     names.clear()
     trained = take(train(DAMAGED, settings, bad_images=names), 20)

@@ -14,7 +14,7 @@ from cftjax.config import BackboneConfig, Config, EmbedConfig, InputConfig, Labe
 from cftjax.data import sparse
 from cftjax.data.reading.images import ImageError
 from cftjax.embeddings import embed
-from cftjax.input.preprocessing import Preprocessing
+from cftjax.input import augment
 from cftjax.runtime import checkpoints, devices, storage
 from cftjax.training import classifier, images, loop, mixing, source
 from cftjax.training import state as states
@@ -403,20 +403,16 @@ def test_states_are_saved_by_the_clock_as_well(uninterrupted, tmp_path, monkeypa
 
 
 def test_a_loss_that_is_not_finite_stops_training_and_names_step_and_images(tmp_path, monkeypatch):
-    def poisoned(self, pixels):
-        image = normalise(self, pixels)
-        image[(pixels == 255).all((1, 2, 3))] = np.nan
-        return image
+    def poisoned(pixels, _):
+        return np.where((pixels == 255).all((1, 2, 3), keepdims=True), np.nan, pixels.astype(np.float32))
 
-    normalise = Preprocessing.normalise
-    monkeypatch.setattr(Preprocessing, "normalise", poisoned)
+    monkeypatch.setattr(augment, "shift", poisoned)
     source = dataset()
     white = dataclasses.replace(source.splits["train"], image=lambda row: white_at(source.splits["train"], row, 11))
     poisoned_set = dataclasses.replace(source, splits={**source.splits, "train": white})
-    plain = dataclasses.replace(config(), input=InputConfig(augment="none", flip=False, workers=1))
     for _ in range(2):
         with pytest.raises(ValueError, match=r"step \d+: .* is not finite.*image11\b") as caught:
-            fit(poisoned_set, plain, tmp_path)
+            fit(poisoned_set, config(), tmp_path)
         stopped = int(str(caught.value).split(":")[0].removeprefix("step "))
         # Going on meets the same batch again: the state saved is the one before it, and sound.
         assert checkpoints.steps(tmp_path / "state")[-1] == stopped

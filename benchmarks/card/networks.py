@@ -134,7 +134,7 @@ def timed(kind: str, compiled: Any, shapes: Any, extents: tuple[int, int, float]
     note(f"{kind}: GiB", (memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 2**30)
     rng = np.random.default_rng(0)
     split = devices.sharded(devices.mesh())
-    images = jax.device_put(jax.random.normal(jax.random.key(0), (batch, size, size, 3)), split)
+    images = jax.device_put(rng.integers(0, 256, (batch, size, size, 3), np.uint8), split)
     state = filled(shapes, rng)
     if kind == "train":
         known = jnp.asarray(rng.random((batch, CATEGORIES)) < 0.5)

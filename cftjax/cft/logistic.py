@@ -65,4 +65,4 @@ def fit(
     start = jnp.zeros((weights.shape[0], z.shape[1] + 1))
     parameters, _ = jax.lax.fori_loop(0, num_steps, step, (start, jax.vmap(optimizer.init)(start)))
     genes = parameters[:, :-1] * scale
-    return genes, parameters[:, -1] - genes @ centre
+    return genes, parameters[:, -1] - jnp.matmul(genes, centre, precision=PRECISION)

@@ -22,13 +22,13 @@ import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Bool, Float, Float32, Int
+from jaxtyping import Bool, Float, Float32, Int, Shaped
 
 from cftjax import types
 from cftjax.backbones import Backbone, Embedder
 from cftjax.config import InputConfig
 from cftjax.input import pipeline
-from cftjax.input.preprocessing import Preprocessing
+from cftjax.input.preprocessing import Normalisation, Preprocessing
 from cftjax.runtime import devices, digests, storage
 from cftjax.runtime.progress import Progress
 from cftjax.text import few
@@ -54,14 +54,24 @@ class Embedded(NamedTuple):
     opened: Bool[np.ndarray, " m"]
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=(0, 3))
 def forward(
-    graphdef: nnx.GraphDef[Any], variables: Any, images: Float[jax.Array, "n h w 3"]
+    graphdef: nnx.GraphDef[Any],
+    variables: Any,
+    images: Shaped[jax.Array, "n h w 3"],
+    normalisation: Normalisation | None = None,
 ) -> Float[jax.Array, "n d"]:
-    """Embeddings by running statistics, whatever mode the backbone was left in."""
+    """Embeddings by running statistics, whatever mode the backbone was left in.
+
+    Args:
+        graphdef: structure of a backbone.
+        variables: of the backbone.
+        images: grey levels in [0, 255], or without a normalisation what the backbone takes.
+        normalisation: of the images.
+    """
     backbone = nnx.merge(graphdef, variables)
     backbone.eval()
-    return backbone.embed(images)
+    return backbone.embed(images if normalisation is None else normalisation(images))
 
 
 def embed_rows(
@@ -106,7 +116,7 @@ def embed_rows(
         for start, batch in zip(range(first, len(records), together), batches, strict=True):
             positions = np.arange(start + local.start, start + local.stop)
             image, rows, positions = devices.shard((batch.image, batch.rows, positions), mesh)
-            begun = forward(graphdef, variables, image), rows, positions
+            begun = forward(graphdef, variables, image, preprocessing.normalisation), rows, positions
             # One batch late: the devices compute this one while the host writes the one before.
             if waiting is not None:
                 yield _in_order(waiting, len(records))

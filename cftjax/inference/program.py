@@ -16,6 +16,7 @@ from jaxtyping import Float
 from cftjax import backbones
 from cftjax.config import BackboneConfig
 from cftjax.decisions import UNFITTED, Decisions
+from cftjax.input.preprocessing import Preprocessing
 from cftjax.runs import Run
 from cftjax.runtime import devices
 from cftjax.training import classifier
@@ -54,7 +55,8 @@ class Program:
 
         def probabilities(inputs: jax.Array) -> jax.Array:
             z = inputs if embed is None else embed(inputs)
-            product = jnp.einsum("ncd,cd->nc" if z.ndim == 3 else "nd,cd->nc", z, arrays["head.kernel"])
+            axes, highest = "ncd,cd->nc" if z.ndim == 3 else "nd,cd->nc", jax.lax.Precision.HIGHEST
+            product = jnp.einsum(axes, z, arrays["head.kernel"], precision=highest)
             return calibrated(product + arrays["head.bias"][None, :], arrays)
 
         return probabilities
@@ -130,13 +132,10 @@ def _embedding(description: dict[str, Any], arrays: dict[str, np.ndarray]) -> Fu
     for path, variable in nnx.to_flat_state(state):
         variable.set_value(jnp.asarray(arrays[f"backbone.{'.'.join(map(str, path))}"]))
     variables = nnx.as_pure(state)
-    mean, std = (np.array(description["preprocessing"][name]) for name in ("mean", "std"))
-    # As `Preprocessing.normalise` does it.
-    scale, shift = (1 / (255 * std)).astype(np.float32), (mean / std).astype(np.float32)
+    normalisation = Preprocessing.from_json(description["preprocessing"]).normalisation
 
     def embed(images: jax.Array) -> jax.Array:
-        normalised = images.astype(jnp.float32) * scale[None, None, None] - shift[None, None, None]
-        return nnx.merge(graphdef, variables).embed(normalised)
+        return nnx.merge(graphdef, variables).embed(normalisation(images))
 
     return embed
 

@@ -6,10 +6,13 @@ same whichever thread or host does it, and the same after a resume.
 
 from __future__ import annotations
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Float, Float32, Int32, UInt8
 from PIL import Image, ImageEnhance, ImageOps
 
+from cftjax import types
 from cftjax.input.preprocessing import Box
 
 # Columns of the draws. Those of RandAugment come last: one for the operation and one for its direction, per operation.
@@ -86,19 +89,30 @@ def lerp(low: np.ndarray, high: np.ndarray, share: Float32[np.ndarray, "*shape"]
     return result
 
 
-def cutout(images: Float32[np.ndarray, "n h w 3"], draws: Float[np.ndarray, "n r"], side: float) -> None:
-    """Set a square to 0, the mean colour of normalised images, in place (DeVries & Taylor, 2017).
+def squares(size: int, draws: Float[np.ndarray, "n r"], side: float) -> Int32[np.ndarray, "n 4"]:
+    """Of every image the square that `cut_out` hides: (top, bottom, left, right) in pixels.
 
     Args:
-        images: normalised.
+        size: of the images, in pixels.
         draws: of the middle, which may be any pixel: squares at the border are cut off.
         side: share of the image's side.
     """
+    middles = size * draws[:, [CUTOUT_Y, CUTOUT_Y, CUTOUT_X, CUTOUT_X]]
+    half = np.array([-1, 1, -1, 1]) * side * size / 2
+    return np.clip(np.rint(middles + half), 0, size).astype(np.int32)
+
+
+def cut_out(images: Float32[jax.Array, "n h w 3"], squares: Int32[types.Array, "n 4"]) -> Float32[jax.Array, "n h w 3"]:
+    """Set a square to 0, the mean colour of normalised images (DeVries & Taylor, 2017); done by the device.
+
+    Args:
+        images: normalised.
+        squares: (top, bottom, left, right) in pixels.
+    """
     _, height, width, _ = images.shape
-    for image, row in zip(images, draws, strict=True):
-        y, x = row[CUTOUT_Y] * height, row[CUTOUT_X] * width
-        top, left = max(round(y - side * height / 2), 0), max(round(x - side * width / 2), 0)
-        image[top : max(round(y + side * height / 2), 0), left : max(round(x + side * width / 2), 0)] = 0
+    top, bottom, left, right = (jnp.asarray(squares)[:, i].reshape(-1, 1, 1, 1) for i in range(4))
+    y, x = jnp.arange(height).reshape(1, -1, 1, 1), jnp.arange(width).reshape(1, 1, -1, 1)
+    return jnp.where((y >= top) & (y < bottom) & (x >= left) & (x < right), 0.0, images)
 
 
 def crop_box(height: int, width: int, draws: Float[np.ndarray, " r"], min_area: float) -> Box:

@@ -1,7 +1,8 @@
-"""Records to batches on grain: opened, resized, augmented and normalised in threads, in an order that can be resumed.
+"""Records to batches on grain: opened, resized and augmented in threads, in an order that can be resumed.
 
 A unit of grain's work is a whole batch, not an image: the random numbers of a batch come from its number alone, so the
 state of an iterator is one integer, and small images are augmented by vectorised arithmetic, many thousand a second.
+Batches hold grey levels, for they are normalised by the device: a quarter of the bytes go there where they are uint8.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import get_args
 
 import grain
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, Shaped, UInt8
 from PIL import Image
 
 from cftjax import config, types, unknowns
@@ -53,7 +54,7 @@ def train_batches(
     Args:
         records: the training split.
         labels_config: what unknown and uncertain labels become.
-        preprocessing: resizing and normalisation.
+        preprocessing: for its geometry.
         input_config: threads, augmentation, cache and the treatment of images that cannot be opened.
         batch_size: images per step over all hosts.
         seed: of order, augmentation and soft targets.
@@ -87,7 +88,7 @@ def eval_batches(
 
     Args:
         records: any split.
-        preprocessing: resizing and normalisation.
+        preprocessing: for its geometry.
         input_config: threads, cache and the treatment of images that cannot be opened.
         batch_size: images per step over all hosts.
         first: the row that comes first.
@@ -138,7 +139,7 @@ def rows_of(step: int, num_images: int, batch_size: int, seed: int, local: slice
 
 
 def labelled(
-    image: Float[np.ndarray, "n ..."],
+    image: Shaped[np.ndarray, "n ..."],
     source: types.Labels,
     labels_config: config.LabelsConfig,
     seed: int,
@@ -227,7 +228,7 @@ class TrainBatch:
     local: slice
 
     def __call__(self, step: int, rng: np.random.Generator) -> types.Batch:
-        """Open, augment, normalise, and resolve the labels."""
+        """Open, augment, and resolve the labels."""
         settings = self.opener.config
         # Drawn for all hosts, so that an image is augmented alike whichever of them makes it.
         draws = rng.random((self.batch_size, augment.num_draws(settings.randaugment_operations)))[self.local]
@@ -235,12 +236,12 @@ class TrainBatch:
         pixels, opened = self.opener(rows, draws)
         if settings.flip:
             augment.flip(pixels, draws)
-        image = self.opener.preprocessing.normalise(
-            augment.shift(pixels, draws) if settings.augment == "shift" else pixels
-        )
-        if settings.cutout:
-            augment.cutout(image, draws, settings.cutout)
-        return labelled(image, self.opener.records.labels[rows], self.labels_config, self.seed, rows, opened)
+        # Grey levels between two are kept: to round them would change what is learned from.
+        image = augment.shift(pixels, draws) if settings.augment == "shift" else pixels
+        batch = labelled(image, self.opener.records.labels[rows], self.labels_config, self.seed, rows, opened)
+        if not settings.cutout:
+            return batch
+        return batch._replace(hidden=augment.squares(image.shape[1], draws, settings.cutout))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,15 +252,15 @@ class EvalBatch:
     local: slice
 
     def __call__(self, first: int) -> types.Batch:
-        """Open and normalise the rows that there are, and fill up with zeros."""
+        """Open the rows that there are, and fill up with zeros."""
         records, size = self.opener.records, self.opener.preprocessing.image_size
         n, padded = len(records), self.local.stop - self.local.start
         rows = np.arange(min(first + self.local.start, n), min(first + self.local.stop, n))
         pixels, opened = self.opener(rows)
         stored = records.labels[rows]
         known = stored.known & opened[:, None]
-        image = np.zeros((padded, size, size, 3), np.float32)
-        image[: len(rows)] = self.opener.preprocessing.normalise(pixels)
+        image = np.zeros((padded, size, size, 3), np.uint8)
+        image[: len(rows)] = pixels
         fill = ((0, padded - len(rows)), (0, 0))
         return types.Batch(
             image=image,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32, Shaped, UInt8
 from PIL import Image
@@ -13,6 +15,32 @@ RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling
 
 # (left, top, right, bottom) in pixels.
 Box = tuple[float, float, float, float]
+
+
+Channels = tuple[float, float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Normalisation:
+    """Grey levels in [0, 255] to channels of mean 0 and standard deviation 1, done by the device as part of a program.
+
+    Attributes:
+        mean: of the channels, in [0, 1] units; subtracted.
+        std: of the channels, in [0, 1] units; divided by.
+    """
+
+    mean: Channels
+    std: Channels
+
+    def __call__(self, pixels: Shaped[jax.Array, "*n h w 3"]) -> Float32[jax.Array, "*n h w 3"]:
+        """What `Preprocessing.normalise` makes of them, but for rounding."""
+        factor, term = (jnp.asarray(each.reshape((1,) * (pixels.ndim - 1) + (3,))) for each in self.factor_and_term())
+        return pixels.astype(jnp.float32) * factor - term
+
+    def factor_and_term(self) -> tuple[Float32[np.ndarray, " 3"], Float32[np.ndarray, " 3"]]:
+        """Of each channel what grey levels are multiplied by, and what is then subtracted."""
+        mean, std = np.array(self.mean), np.array(self.std)
+        return (1 / (255 * std)).astype(np.float32), (mean / std).astype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +57,8 @@ class Preprocessing:
     """
 
     image_size: int
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    mean: Channels = (0.485, 0.456, 0.406)
+    std: Channels = (0.229, 0.224, 0.225)
     resize: Literal["squash", "letterbox", "center_crop"] = "squash"
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
 
@@ -110,11 +138,15 @@ class Preprocessing:
         """Grey levels in [0, 255] to channels of mean 0 and standard deviation 1."""
         width = pixels.shape[-2]
         # One long inner axis: NumPy is several times slower where it broadcasts over three channels.
-        std, mean = np.tile(self.std, width), np.tile(self.mean, width)
-        flat = pixels.reshape(-1, width * 3)
-        result = np.multiply(flat, (1 / (255 * std)).astype(np.float32), dtype=np.float32)
-        result -= (mean / std).astype(np.float32)
+        factor, term = (np.tile(each, width) for each in self.normalisation.factor_and_term())
+        result = np.multiply(pixels.reshape(-1, width * 3), factor, dtype=np.float32)
+        result -= term
         return result.reshape(pixels.shape)
+
+    @property
+    def normalisation(self) -> Normalisation:
+        """The same as `normalise`, for the device: pixels of 8 bits are a quarter of what goes there."""
+        return Normalisation(self.mean, self.std)
 
     @property
     def fill(self) -> tuple[int, int, int]:

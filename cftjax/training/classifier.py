@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, PyTree
 from cftjax import backbones
 from cftjax.backbones import Backbone
 from cftjax.config import BackboneConfig
+from cftjax.input.preprocessing import Normalisation
 from cftjax.runtime import checkpoints, devices, digests
 from cftjax.types import Heads
 
@@ -41,6 +42,7 @@ class Abstract(NamedTuple):
         stats: shapes of the running statistics of its batch normalisations.
         rest: shapes of its other variables, such as the keys of dropout.
         depth_groups: names of parameters, as `Backbone.depth_groups` has them; empty where there is no backbone.
+        normalisation: that grey levels go through first; None where batches hold what the model takes.
     """
 
     graphdef: nnx.GraphDef[nnx.Module]
@@ -48,6 +50,7 @@ class Abstract(NamedTuple):
     stats: PyTree
     rest: PyTree
     depth_groups: backbones.DepthGroups = ()
+    normalisation: Normalisation | None = None
 
 
 class Classifier(nnx.Module):
@@ -56,7 +59,9 @@ class Classifier(nnx.Module):
     def __init__(self, architecture: Architecture, *, rngs: nnx.Rngs) -> None:
         """Build with random weights."""
         self.backbone = backbones.create(architecture.backbone, rngs, architecture.dtype)
-        self.head = nnx.Linear(self.backbone.dim, architecture.num_categories, rngs=rngs)
+        # Accelerators would round its float32 to bfloat16 or TF32; the heads that are made of it are exact.
+        highest = jax.lax.Precision.HIGHEST
+        self.head = nnx.Linear(self.backbone.dim, architecture.num_categories, precision=highest, rngs=rngs)
 
     def __call__(self, images: Float[Array, "n h w 3"]) -> Float[Array, "n c"]:
         """Raw logits."""

@@ -32,6 +32,8 @@ from cftjax.training.source import Validation
 
 # Rows of embeddings read at a time.
 ROWS_AT_ONCE = 16384
+# Accelerators would round float32 to bfloat16 or TF32.
+PRECISION = jax.lax.Precision.HIGHEST
 
 
 class Head(nnx.Module):
@@ -55,7 +57,7 @@ class Head(nnx.Module):
         """
         self.mean, self.scale = nnx.Variable(jnp.asarray(mean)), nnx.Variable(jnp.asarray(scale))
         zeros = nnx.initializers.zeros_init()
-        self.head = nnx.Linear(len(mean), len(bias), kernel_init=zeros, rngs=nnx.Rngs(0))
+        self.head = nnx.Linear(len(mean), len(bias), kernel_init=zeros, precision=PRECISION, rngs=nnx.Rngs(0))
         self.head.bias = nnx.Param(jnp.asarray(bias))
 
     def __call__(self, z: Float[jax.Array, "n d"]) -> Float[jax.Array, "n c"]:
@@ -68,7 +70,7 @@ def plain(
 ) -> dict[str, jax.Array]:
     """Kernel [d c] and bias [c] that give embeddings as they are the logits of a `Head`."""
     kernel = head["kernel"] * scale[:, None]
-    return {"kernel": kernel, "bias": head["bias"] - mean @ kernel}
+    return {"kernel": kernel, "bias": head["bias"] - jnp.matmul(mean, kernel, precision=PRECISION)}
 
 
 @dataclasses.dataclass(frozen=True)

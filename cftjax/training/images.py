@@ -73,7 +73,7 @@ class Images:
 
     def abstract(self) -> Abstract:
         """Structure and shapes of the classifier."""
-        return classifier.abstract(self.architecture)
+        return classifier.abstract(self.architecture)._replace(normalisation=self.preprocessing.normalisation)
 
     def create(self) -> Classifier:
         """The classifier with random weights, or the backbone's pretrained ones."""

@@ -15,6 +15,7 @@ from jaxtyping import PyTree
 from cftjax import types, unknowns
 from cftjax.backbones import DepthGroups
 from cftjax.config import LabelsConfig, TrainingConfig
+from cftjax.input.preprocessing import Normalisation
 from cftjax.runtime import devices
 from cftjax.training import classifier
 from cftjax.training.classifier import Abstract
@@ -68,6 +69,7 @@ class Spec:
         steps_per_epoch: for modes of unknown labels that look at the epoch.
         seed: of mixing.
         depth_groups: of the backbone, for layer decay.
+        normalisation: of the images; None where batches hold what the model takes.
     """
 
     graphdef: nnx.GraphDef[nnx.Module]
@@ -78,6 +80,7 @@ class Spec:
     steps_per_epoch: int
     seed: int
     depth_groups: DepthGroups = ()
+    normalisation: Normalisation | None = None
 
     @property
     def optimizer(self) -> optax.GradientTransformation:
@@ -115,7 +118,9 @@ def new_spec(
     seed = seed if config.mixup else 0
     depth_groups = model.depth_groups if config.layer_decay < 1 else ()
     labels = LabelsConfig(unknown=mode, **labels.mode_options)
-    return Spec(model.graphdef, config, num_steps, mesh, labels, steps_per_epoch, seed, depth_groups)
+    return Spec(
+        model.graphdef, config, num_steps, mesh, labels, steps_per_epoch, seed, depth_groups, model.normalisation
+    )
 
 
 def new_state(

@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import Bool, Float, PyTree
 
 from cftjax import losses, types
+from cftjax.input import augment
 from cftjax.runtime import devices
 from cftjax.training.mixing import mixed
 from cftjax.training.state import Spec, TrainState
@@ -35,6 +36,7 @@ def train_step(spec: Spec, state: TrainState, batch: types.Batch) -> tuple[Train
         The new state and the mean loss in nats per known label; NaN, and the state as it was, where the loss or the
         gradient is not finite, and ever after.
     """
+    batch = normalised(spec, batch)
     batch, weights = mixed(spec, state.step, batch) if spec.config.mixup else (batch, None)
     if spec.config.accumulate == 1:
         gradient = jax.value_and_grad(mean_loss, has_aux=True)
@@ -52,6 +54,14 @@ def train_step(spec: Spec, state: TrainState, batch: types.Batch) -> tuple[Train
     new = TrainState(state.step + 1, params, stats, rest, ema, opt_state, state.finite, memory, state.positive_weights)
     new = jax.tree.map(functools.partial(jnp.where, finite), new, state)
     return dataclasses.replace(new, finite=finite), jnp.where(finite, loss, jnp.nan)
+
+
+def normalised(spec: Spec, batch: types.Batch) -> types.Batch:
+    """The batch as the model takes it: grey levels normalised, the squares of cutout hidden; embeddings as they are."""
+    if spec.normalisation is None:
+        return batch
+    image = spec.normalisation(jnp.asarray(batch.image))
+    return batch._replace(image=image if batch.hidden is None else augment.cut_out(image, batch.hidden), hidden=None)
 
 
 Weights = Float[types.Array, "n c"] | None
