@@ -24,11 +24,14 @@ from typing import Any
 
 os.environ |= {"JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1", "JAX_PLATFORMS": "cpu"}
 
+import jax
+import jax.numpy as jnp
 import lowered
 import tpu_compile
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
+from cftjax.cft import extents, regressions
 from cftjax.config import TuningConfig
 from cftjax.runtime import devices
 
@@ -57,11 +60,34 @@ def programs() -> dict[str, Callable[[Mesh], Any]]:
         found[f"search {recipe}, COCO, 80 categories, a generation"] = search
         polish = functools.partial(tpu_compile.polishing, config=config.polish, dim=2048, group=coco)
         found[f"polish {recipe}, COCO, 80 categories"] = polish
+    found["regressions default, COCO, a category"] = functools.partial(regression, known=2 * coco.known)
+    found["eigenvectors of 2,048 dimensions"] = functools.partial(eigenvectors, dim=2048)
     for name, (size, batch) in NETWORKS.items():
         words = f"{name} {size} px, batch {batch}"
         found[f"embed {words}"] = lambda mesh, each=(name, size, batch): lowered.embed(mesh, *each)[0]
         found[f"train {words}"] = lambda mesh, each=(name, size, batch): lowered.train(mesh, *each, 80, False)[0]
     return found
+
+
+def regression(mesh: Mesh, known: int) -> Any:
+    """All regressions of one category of the default fine-tuning, learning and judging images together."""
+    polish, split, length = TuningConfig().polish, devices.sharded(mesh), extents.padded_length(known)
+    # With both spreads, with known labels alone, and towards the start; one lane for each fold, and one for all.
+    each = 4 * len(polish.l2) * (polish.folds + 1)
+    rows, genes = (1, each, length), polish.dimensions or 2048
+    return regressions._program(polish.num_steps, mesh).lower(
+        lowered.array((1, length, genes), jnp.float32, split),
+        lowered.array((1, length), jnp.bool, split),
+        lowered.array(rows, jnp.float32, split),
+        lowered.array(rows, jnp.float32, split),
+        lowered.array((1, each, genes), jnp.float32, split),
+    )
+
+
+def eigenvectors(mesh: Mesh, dim: int) -> Any:
+    """Those of a covariance, from which the discriminant comes in closed form; the commands have NumPy find them."""
+    covariance = lowered.array((dim, dim), jnp.float32, devices.replicated(mesh))
+    return jax.jit(jnp.linalg.eigh).lower(covariance)
 
 
 def describe(name: str, lower: Callable[[Mesh], Any], mesh: Mesh, folder: Path | None) -> str:
