@@ -63,7 +63,7 @@ def test_a_training_step_lowers_in_bfloat16(network):
     assert "bf16" in text
     # Heads are what the search begins with: of the last layer's product, its gradients included, nothing is rounded.
     last = re.findall(r"dot_general.*: \(tensor<[\dx]*xf32>, tensor<[\dx]*xf32>\)", text)
-    assert len(last) == 3
+    assert len(last) >= 3
     assert all("precision = [HIGHEST, HIGHEST]" in product for product in last)
 
 
