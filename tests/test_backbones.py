@@ -13,7 +13,7 @@ from flax import nnx
 from scipy import special
 
 from cftjax import backbones
-from cftjax.backbones import convnext, densenet, efficientnet, layers, pretrained, resnet, vit
+from cftjax.backbones import convnext, densenet, efficientnet, layers, pretrained, resnet, transformer, vit
 from cftjax.config import BackboneConfig
 
 Stage = efficientnet.Stage
@@ -155,7 +155,7 @@ def test_names_that_torchvision_changes_while_loading_its_files_are_known(name, 
 
 def test_attention_over_padded_tokens_is_attention_over_the_tokens():
     query, key, value = jax.random.normal(jax.random.key(0), (3, 2, 13, 3, 8))
-    padded = vit.padded_attention(query, key, value, implementation="xla")
+    padded = transformer.padded_attention(query, key, value, implementation="xla")
     np.testing.assert_allclose(padded, jax.nn.dot_product_attention(query, key, value), atol=1e-6)
 
 
@@ -172,7 +172,7 @@ def test_attention_over_padded_tokens_is_attention_over_the_tokens():
 def test_flash_attention_is_for_half_precision_on_cards_that_have_it(backend, capability, dtype, served, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     monkeypatch.setattr(jax, "local_devices", lambda: [types.SimpleNamespace(compute_capability=capability)])
-    assert vit.has_flash_attention(jnp.dtype(dtype)) is served
+    assert transformer.has_flash_attention(jnp.dtype(dtype)) is served
 
 
 def test_images_that_are_not_whole_patches_are_refused_with_a_size_that_is():

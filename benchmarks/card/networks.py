@@ -58,9 +58,9 @@ def products_as_convolutions() -> None:
 
 def attention_by_xla() -> None:
     """Have attention be XLA's where it would be cuDNN's."""
-    from cftjax.backbones import vit
+    from cftjax.backbones import transformer
 
-    vit.has_flash_attention = lambda dtype: False
+    transformer.has_flash_attention = lambda dtype: False
 
 
 # Another way of doing one thing, timed beside the ordinary one.

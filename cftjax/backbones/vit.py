@@ -7,16 +7,15 @@ T. Darcet et al., "Vision Transformers Need Registers" (ICLR 2024).
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Float
 
-from cftjax.backbones import layers, pretrained
+from cftjax.backbones import layers, pretrained, transformer
 from cftjax.input.preprocessing import Preprocessing
 
 EPSILON = 1e-6
@@ -79,74 +78,6 @@ class ViTConfig:
         return Preprocessing(224, interpolation="bilinear" if self.layer_scale is None else "bicubic")
 
 
-def has_flash_attention(dtype: jnp.dtype) -> bool:
-    """Whether cuDNN's flash attention serves: in bfloat16, on NVIDIA cards from Ampere on (speed: docs/gpu.md)."""
-    if dtype != jnp.bfloat16 or jax.default_backend() != "gpu":
-        return False
-    # AMD's cards name their architecture, `gfx942`, where NVIDIA's give a number.
-    capabilities = [str(getattr(device, "compute_capability", "")) for device in jax.local_devices()]
-    return all(re.fullmatch(r"\d+\.\d+", capability) and float(capability) >= 8 for capability in capabilities)
-
-
-def padded_attention(
-    query: Float[jax.Array, "n t h k"],
-    key: Float[jax.Array, "n t h k"],
-    value: Float[jax.Array, "n t h k"],
-    implementation: Literal["xla", "cudnn"],
-) -> Float[jax.Array, "n t h k"]:
-    """Attention over tokens padded to a multiple of eight, which cuDNN asks for; padding is not attended to."""
-    tokens = query.shape[1]
-    query, key, value = (jnp.pad(x, ((0, 0), (0, -tokens % 8), (0, 0), (0, 0))) for x in (query, key, value))
-    lengths = jnp.full(len(query), tokens, jnp.int32)
-    mixed = jax.nn.dot_product_attention(
-        query, key, value, query_seq_lengths=lengths, key_value_seq_lengths=lengths, implementation=implementation
-    )
-    return mixed[:, :tokens]
-
-
-class Attention(nnx.Module):
-    """Self-attention of several heads."""
-
-    def __init__(self, width: int, heads: int, *, dtype: Any, rngs: nnx.Rngs) -> None:
-        """Build with random weights."""
-        init = nnx.initializers.xavier_uniform()
-        self.heads = heads
-        self.qkv = layers.Pointwise(width, 3 * width, bias=True, init=init, dtype=dtype, rngs=rngs)
-        self.out = layers.Pointwise(width, width, bias=True, init=init, dtype=dtype, rngs=rngs)
-
-    def __call__(self, x: Float[jax.Array, "n t d"]) -> Float[jax.Array, "n t d"]:
-        """Mix tokens."""
-        n, t, d = x.shape
-        query, key, value = jnp.moveaxis(self.qkv(x).reshape(n, t, 3, self.heads, -1), 2, 0)
-        if has_flash_attention(query.dtype):
-            mixed = padded_attention(query, key, value, implementation="cudnn")
-        else:
-            mixed = jax.nn.dot_product_attention(query, key, value)
-        return self.out(mixed.reshape(n, t, d))
-
-
-class Block(nnx.Module):
-    """Attention, then two linear layers, each on normalised tokens and added to them."""
-
-    def __init__(self, config: ViTConfig, *, dtype: Any, rngs: nnx.Rngs) -> None:
-        """Build with random weights."""
-        width, init, start = config.width, nnx.initializers.xavier_uniform(), config.layer_scale
-        self.norm1 = nnx.LayerNorm(width, epsilon=EPSILON, dtype=dtype, rngs=rngs)
-        self.attention = Attention(width, config.heads, dtype=dtype, rngs=rngs)
-        self.norm2 = nnx.LayerNorm(width, epsilon=EPSILON, dtype=dtype, rngs=rngs)
-        self.widen = layers.Pointwise(width, 4 * width, bias=True, init=init, dtype=dtype, rngs=rngs)
-        self.narrow = layers.Pointwise(4 * width, width, bias=True, init=init, dtype=dtype, rngs=rngs)
-        self.scale1 = None if start is None else layers.Scale(width, start, dtype=dtype)
-        self.scale2 = None if start is None else layers.Scale(width, start, dtype=dtype)
-
-    def __call__(self, x: Float[jax.Array, "n t d"]) -> Float[jax.Array, "n t d"]:
-        """Transform tokens."""
-        y = self.attention(self.norm1(x))
-        x = x + (y if self.scale1 is None else self.scale1(y))
-        y = self.narrow(layers.gelu(self.widen(self.norm2(x))))
-        return x + (y if self.scale2 is None else self.scale2(y))
-
-
 class ViT(nnx.Module):
     """Images to tokens: the class token is the embedding, those of the patches are the features."""
 
@@ -177,10 +108,22 @@ class ViT(nnx.Module):
         self.registers = nnx.Param(init(rngs.params(), (config.registers, width))) if config.registers else None
         grid = config.image_size // config.patch
         self.positions = nnx.Param(init(rngs.params(), (config.class_position + grid**2, width)))
-        self.blocks = nnx.List([Block(config, dtype=dtype, rngs=rngs) for _ in range(config.depth)])
+        self.blocks = nnx.List([self._block(dtype, rngs) for _ in range(config.depth)])
         self.norm = nnx.LayerNorm(width, epsilon=EPSILON, dtype=dtype, rngs=rngs)
         self.pool = None if pooling is None else layers.Pool(pooling, width)
         self.dim = width if self.pool is None else self.pool.dim
+
+    def _block(self, dtype: Any, rngs: nnx.Rngs) -> transformer.Block:
+        config = self.config
+        return transformer.Block(
+            config.width,
+            config.heads,
+            hidden=4 * config.width,
+            epsilon=EPSILON,
+            layer_scale=config.layer_scale,
+            dtype=dtype,
+            rngs=rngs,
+        )
 
     def tokens(self, images: Float[jax.Array, "n h w 3"]) -> Float[jax.Array, "n t d"]:
         """Normalised tokens of the last block: class, registers, patches row by row.
@@ -188,36 +131,18 @@ class ViT(nnx.Module):
         Raises:
             ValueError: the images are no whole number of patches high or wide.
         """
-        patch, (n, height, width, _) = self.config.patch, images.shape
-        if height % patch or width % patch:
-            raise ValueError(
-                f"images of {height} x {width} pixels are not whole patches of {patch} x {patch}: "
-                f"use --data.image-size {max(round(height / patch), 1) * patch}"
-            )
+        grid, n = transformer.patch_grid(images, self.config.patch), len(images)
         x = self.patches(images).reshape(n, -1, self.config.width)
-        first, positions = self._positions(height // patch, width // patch)
+        positions = self.positions.get_value()
+        first = positions[:1] if self.config.class_position else jnp.zeros_like(positions[:1])
+        positions = transformer.resized_positions(positions[self.config.class_position :], *grid)
         x = x + positions[None].astype(self.dtype)
         extra = [self.class_token.get_value() + first]
         if self.registers is not None:
             extra.append(self.registers.get_value())
         extra = jnp.concatenate(extra).astype(self.dtype)
-        x = jnp.concatenate([jnp.broadcast_to(extra[None], (n, *extra.shape)), x], axis=1)
-        call = nnx.remat(Block.__call__) if self.remat else Block.__call__
-        for block in self.blocks:
-            x = call(block, x)
-        return self.norm(x)
-
-    def _positions(self, rows: int, columns: int) -> tuple[Float[jax.Array, "1 d"], Float[jax.Array, "t d"]]:
-        """Position embeddings of the class token and of the patches, bicubic between those that were trained."""
-        positions, width = self.positions.get_value(), self.config.width
-        first = positions[:1] if self.config.class_position else jnp.zeros((1, width))
-        positions = positions[self.config.class_position :]
-        grid = self.config.image_size // self.config.patch
-        if (rows, columns) != (grid, grid):
-            square = positions.reshape(grid, grid, width)
-            # Antialiased, with Keys' a = -1/2, as timm has it.
-            positions = jax.image.resize(square, (rows, columns, width), "cubic").reshape(-1, width)
-        return first, positions
+        x = jnp.concatenate([transformer.repeated(extra, n), x], axis=1)
+        return self.norm(transformer.run_blocks(self.blocks, x, remat=self.remat))
 
     def features(self, images: Float[jax.Array, "n h w 3"]) -> Float[jax.Array, "n y x d"]:
         """The patches' tokens, where they stand in the image."""
