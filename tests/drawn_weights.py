@@ -25,11 +25,12 @@ def draw(name: str, shape: Sequence[int]) -> np.ndarray:
     return (rng.normal(size=shape, scale=1 / math.sqrt(math.prod(shape[1:])))).astype(np.float32)
 
 
-def images(size: int, n: int = 2) -> np.ndarray:
-    """Random images [n size size 3] of coarse and of fine squares: of noise alone all would have the same means."""
+def images(size: int | tuple[int, int], n: int = 2) -> np.ndarray:
+    """Random images [n height width 3] of coarse and of fine squares: of noise alone all would have the same means."""
+    height, width = (size, size) if isinstance(size, int) else size
     rng = np.random.default_rng(size)
-    total = np.zeros((n, size, size, 3), np.float32)
+    total = np.zeros((n, height, width, 3), np.float32)
     for side in (1, 4, 16, 64):
-        squares = rng.normal(size=(n, -(-size // side), -(-size // side), 3))
-        total += squares.repeat(side, axis=1).repeat(side, axis=2)[:, :size, :size]
+        squares = rng.normal(size=(n, -(-height // side), -(-width // side), 3))
+        total += squares.repeat(side, axis=1).repeat(side, axis=2)[:, :height, :width]
     return total / 2

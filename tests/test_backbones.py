@@ -1,8 +1,8 @@
 """One network of reduced size per family: torch's logits, options and tables."""
 
+import collections
 import json
 import types
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,62 +11,15 @@ import pytest
 from drawn_weights import draw, images
 from flax import nnx
 from scipy import special
+from small_networks import SMALL, golden, same_variables, small
 
 from cftjax import backbones
-from cftjax.backbones import convnext, densenet, efficientnet, layers, pretrained, resnet, transformer, vit
+from cftjax.backbones import layers, pretrained, transformer
 from cftjax.config import BackboneConfig
 
-Stage = efficientnet.Stage
-EfficientNet = efficientnet.EfficientNetConfig
-
 LAYERS = "encoder.layers.encoder_layer_"
-GOLDEN = Path(__file__).parent / "golden"
-# As benchmarks/torch_backbones.py builds them in torch, and saves their logits.
-SMALL = {
-    "resnet": (backbones.RESNET, resnet.ResNetConfig((64, 8, 8, 8), (1, 1, 1, 1), bottleneck=True)),
-    "densenet": (backbones.DENSENET, densenet.DenseNetConfig((2, 2), 4, 8)),
-    "efficientnet": (
-        backbones.EFFICIENTNET,
-        EfficientNet(stages=(Stage(1, 3, 1, 1, 8), Stage(2, 5, 2, 4, 16)), stem=8, head=24),
-    ),
-    "efficientnet_lite": (
-        backbones.EFFICIENTNET,
-        EfficientNet(
-            stages=(Stage(1, 3, 1, 1, 8), Stage(2, 5, 2, 4, 16), Stage(1, 3, 1, 4, 24)), stem=8, head=24, lite=True
-        ).original(),
-    ),
-    "efficientnet_v2": (
-        backbones.EFFICIENTNET,
-        EfficientNet(
-            stages=(Stage(1, 3, 1, 1, 8, fused=True), Stage(1, 3, 2, 4, 8, fused=True), Stage(1, 3, 2, 4, 16)),
-            stem=8,
-            head=24,
-        ).original(),
-    ),
-    "convnext": (backbones.CONVNEXT, convnext.ConvNeXtConfig((8, 16), (1, 1))),
-    "vit": (backbones.VIT, vit.ViTConfig(16, 2, 2, patch=8, image_size=24)),
-    "dinov2": (
-        backbones.VIT,
-        vit.ViTConfig(16, 2, 2, patch=8, image_size=24, registers=2, layer_scale=1e-5, class_position=False),
-    ),
-}
-
-
-def golden(name):
-    return json.loads((GOLDEN / f"{name}.json").read_text())
-
-
-def small(name, **options):
-    """A small network with torch's weights, and the classifier among them."""
-    family, config = SMALL[name]
-    # Shapes only: drawing real ones layer by layer would take most of the tests' time.
-    net = nnx.eval_shape(lambda: family.module(config, rngs=nnx.Rngs(0), **options))
-    for variable in jax.tree.leaves(nnx.state(net), is_leaf=lambda x: isinstance(x, nnx.Variable)):
-        assert variable.get_value().dtype == jnp.float32
-    arrays = {array: draw(array, shape) for array, shape in golden(name)["shapes"].items()}
-    heads = pretrained.apply(net, arrays, pretrained.fitting(arrays, family.weight_tables(config)))
-    net.eval()
-    return net, heads
+# Arrays of which several variables are made.
+CUT = ("qkv.bias", "in_proj_weight", "in_proj_bias", "pos_embed", "position_embeddings")
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -79,12 +32,12 @@ def test_the_logits_are_those_of_torch(name):
     np.testing.assert_allclose(heads(z), expected, atol=1e-5 * np.abs(expected).max())
     assert z.shape == (2, net.dim)
     assert features.ndim == 4
-    if name not in ("vit", "dinov2"):
+    if net.pool is not None:
         # What a heat map shows adds up to what the head sees.
         np.testing.assert_allclose(np.mean(features, (1, 2)), z, atol=1e-5 * float(jnp.abs(z).max()))
 
 
-@pytest.mark.parametrize("name", ["densenet", "vit"])
+@pytest.mark.parametrize("name", ["densenet", "vit", "dinov3"])
 def test_rematerialisation_changes_no_gradient(name):
     def gradient(net):
         graphdef, params, rest = nnx.split(net, nnx.Param, ...)
@@ -106,8 +59,10 @@ def test_every_table_of_names_covers_every_variable_once(name):
     net = nnx.eval_shape(lambda: family.module(config, rngs=nnx.Rngs(0)))
     variables = [".".join(map(str, path)) for path, _ in nnx.to_flat_state(nnx.state(net))]
     for table in family.weight_tables(config):
-        assert sorted(row.path for row in table.rows) == sorted(variables)
-        assert len(table.names) == len(table.rows) + 2
+        assert sorted([*(row.path for row in table.rows), *table.zeros]) == sorted(variables)
+        uses = collections.Counter(name for row in table.rows for name in (row.name, *row.more))
+        assert all(name.endswith(CUT) for name, times in uses.items() if times > 1)
+        assert len(table.names) == len(uses) + 2
 
 
 @pytest.mark.parametrize(
@@ -117,6 +72,8 @@ def test_every_table_of_names_covers_every_variable_once(name):
         ("efficientnet_b0", 4_007_548, 1280),
         ("convnext_tiny", 27_820_128, 768),
         ("vit_base", 85_798_656, 768),
+        ("dinov3_small", 21_596_160, 384),
+        ("siglip2_base_patch16_224", 92_884_224, 768),
     ],
 )
 def test_parameters_are_as_many_as_published(name, parameters, dim):
@@ -148,9 +105,7 @@ def test_names_that_torchvision_changes_while_loading_its_files_are_known(name, 
         old[array] = value
     net = nnx.eval_shape(lambda: family.module(config, rngs=nnx.Rngs(0)))
     assert pretrained.apply(net, old, pretrained.fitting(old, family.weight_tables(config))) is not None
-    expected, _ = small(name)
-    for got, value in zip(jax.tree.leaves(nnx.state(net)), jax.tree.leaves(nnx.state(expected)), strict=True):
-        np.testing.assert_array_equal(got, value)
+    same_variables(net, small(name)[0])
 
 
 def test_attention_over_padded_tokens_is_attention_over_the_tokens():
@@ -175,14 +130,16 @@ def test_flash_attention_is_for_half_precision_on_cards_that_have_it(backend, ca
     assert transformer.has_flash_attention(jnp.dtype(dtype)) is served
 
 
-def test_images_that_are_not_whole_patches_are_refused_with_a_size_that_is():
-    net, _ = small("vit")
+@pytest.mark.parametrize("name", ["vit", "dinov3", "siglip"])
+def test_images_that_are_not_whole_patches_are_refused_with_a_size_that_is(name):
+    net, _ = small(name)
     with pytest.raises(ValueError, match=r"30 x 40 pixels are not whole patches of 8 x 8: use --data\.image-size 32"):
         net.embed(jnp.zeros((1, 30, 40, 3)))
 
 
-def test_a_vision_transformer_takes_images_that_are_not_square():
-    net, _ = small("vit")
+@pytest.mark.parametrize("name", ["vit", "dinov3", "siglip"])
+def test_a_vision_transformer_takes_images_that_are_not_square(name):
+    net, _ = small(name)
     features = nnx.eval_shape(lambda net, x: net.features(x), net, jnp.zeros((1, 32, 48, 3)))
     assert features.shape == (1, 4, 6, 16)
 
@@ -210,7 +167,7 @@ def test_pooling_means_what_it_says():
     np.testing.assert_allclose(attention(x), np.asarray(x).reshape(2, -1, 4)[[0, 1], where], atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["densenet", "vit"])
+@pytest.mark.parametrize("name", ["densenet", "vit", "dinov3", "siglip"])
 def test_weights_fit_whatever_the_pooling(name):
     net, heads = small(name, pooling="attention")
     assert heads is not None
@@ -250,7 +207,7 @@ def test_weights_trained_with_another_padding_are_refused(name, architecture, me
         backbones.load_weights(network, BackboneConfig(name, weights=str(tmp_path / "weights.npz")))
 
 
-@pytest.mark.parametrize("name", ["convnext", "vit"])
+@pytest.mark.parametrize("name", ["convnext", "vit", "dinov3", "siglip"])
 def test_bfloat16_keeps_parameters_and_embeddings_in_float32(name):
     net, heads = small(name, dtype=jnp.bfloat16)
     expected = np.asarray(golden(name)["logits"])

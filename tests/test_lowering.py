@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from cftjax import backbones, metrics, types
-from cftjax.backbones import convolutions, vit
+from cftjax.backbones import convolutions, dinov3, siglip, vit
 from cftjax.cft import packing, polish, search
 from cftjax.config import BackboneConfig, GAConfig, PolishConfig, TrainingConfig, TuningConfig, with_recipe
 from cftjax.embeddings import embed
@@ -45,10 +45,13 @@ def columns(categories=2, length=64, genes=4):
     return [array((categories, length, genes)), *(array((categories, length), kind) for kind in kinds)]
 
 
-@pytest.fixture(params=["small_resnet", "tiny_vit"])
+@pytest.fixture(params=["small_resnet", "tiny_vit", "tiny_dinov3", "tiny_siglip"])
 def network(request, monkeypatch):
-    """A backbone's name, of each kind: convolutions, and attention."""
+    """A backbone's name, of each kind: convolutions, attention, with rotations, and with a query that sums up."""
+    tiny_dinov3, tiny_siglip = dinov3.DINOv3Config(8, 1, 2, hidden=16), siglip.SigLIPConfig(8, 1, 2, 16, image_size=32)
     monkeypatch.setitem(backbones.BACKBONES, "tiny_vit", (backbones.VIT, vit.ViTConfig(8, 1, 2, image_size=32)))
+    monkeypatch.setitem(backbones.BACKBONES, "tiny_dinov3", (backbones.DINOV3, tiny_dinov3))
+    monkeypatch.setitem(backbones.BACKBONES, "tiny_siglip", (backbones.SIGLIP, tiny_siglip))
     return request.param
 
 

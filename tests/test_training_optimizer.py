@@ -13,7 +13,16 @@ from cftjax.training.classifier import Architecture
 
 TRAINING = TrainingConfig(batch_size=8, learning_rate=0.02, warmup=0.0, weight_decay=0.01)
 # One of each family, and of the vision transformers the one with the most kinds of variables.
-FAMILIES = ("resnet50", "densenet121", "efficientnet_lite0", "convnext_tiny", "vit_small", "dinov2_small_registers")
+FAMILIES = (
+    "resnet50",
+    "densenet121",
+    "efficientnet_lite0",
+    "convnext_tiny",
+    "vit_small",
+    "dinov2_small_registers",
+    "dinov3_small",
+    "siglip2_base_patch16_224",
+)
 
 
 def test_the_head_has_a_learning_rate_of_its_own():

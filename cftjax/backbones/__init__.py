@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
-from cftjax.backbones import convnext, densenet, efficientnet, pretrained, resnet, vit
+from cftjax.backbones import convnext, densenet, described, dinov3, efficientnet, pretrained, resnet, siglip, vit
 from cftjax.config import BackboneConfig
 from cftjax.input.preprocessing import Preprocessing
 from cftjax.types import Heads
@@ -93,9 +94,11 @@ DENSENET = Family(densenet.DenseNet, densenet.weight_tables)
 EFFICIENTNET = Family(efficientnet.efficientnet, efficientnet.weight_tables)
 CONVNEXT = Family(convnext.ConvNeXt, convnext.weight_tables)
 VIT = Family(vit.ViT, vit.weight_tables)
+DINOV3 = Family(dinov3.DINOv3, dinov3.weight_tables)
+SIGLIP = Family(siglip.SigLIP, siglip.weight_tables)
 
 _resnet, _densenet, _efficientnet = resnet.ResNetConfig, densenet.DenseNetConfig, efficientnet.EfficientNetConfig
-_convnext, _vit = convnext.ConvNeXtConfig, vit.ViTConfig
+_convnext, _vit, _dinov3, _siglip = convnext.ConvNeXtConfig, vit.ViTConfig, dinov3.DINOv3Config, siglip.SigLIPConfig
 
 BACKBONES: dict[str, tuple[Family, NetworkShape]] = {
     "small_resnet": (RESNET, _resnet.small()),
@@ -108,6 +111,7 @@ BACKBONES: dict[str, tuple[Family, NetworkShape]] = {
     "densenet161": (DENSENET, _densenet.densenet161()),
     "densenet169": (DENSENET, _densenet.densenet169()),
     "densenet201": (DENSENET, _densenet.densenet201()),
+    "xrv_densenet121": (DENSENET, _densenet.densenet121().xrv()),
     "efficientnet_lite0": (EFFICIENTNET, _efficientnet.lite0()),
     "efficientnet_lite1": (EFFICIENTNET, _efficientnet.lite1()),
     "efficientnet_lite2": (EFFICIENTNET, _efficientnet.lite2()),
@@ -127,6 +131,7 @@ BACKBONES: dict[str, tuple[Family, NetworkShape]] = {
     "convnext_tiny": (CONVNEXT, _convnext.tiny()),
     "convnext_small": (CONVNEXT, _convnext.small()),
     "convnext_base": (CONVNEXT, _convnext.base()),
+    "convnext_large": (CONVNEXT, _convnext.large()),
     "vit_small": (VIT, _vit.small()),
     "vit_base": (VIT, _vit.base()),
     "vit_large": (VIT, _vit.large()),
@@ -136,6 +141,23 @@ BACKBONES: dict[str, tuple[Family, NetworkShape]] = {
     "dinov2_small_registers": (VIT, _vit.small().dinov2(registers=4)),
     "dinov2_base_registers": (VIT, _vit.base().dinov2(registers=4)),
     "dinov2_large_registers": (VIT, _vit.large().dinov2(registers=4)),
+    "dinov3_small": (DINOV3, _dinov3.small()),
+    "dinov3_small_plus": (DINOV3, _dinov3.small_plus()),
+    "dinov3_base": (DINOV3, _dinov3.base()),
+    "dinov3_large": (DINOV3, _dinov3.large()),
+    "dinov3_huge_plus": (DINOV3, _dinov3.huge_plus()),
+    "siglip2_base_patch16_224": (SIGLIP, _siglip.base(224)),
+    "siglip2_base_patch16_256": (SIGLIP, _siglip.base(256)),
+    "siglip2_base_patch16_384": (SIGLIP, _siglip.base(384)),
+    "siglip2_base_patch16_512": (SIGLIP, _siglip.base(512)),
+    "siglip2_large_patch16_256": (SIGLIP, _siglip.large(256)),
+    "siglip2_large_patch16_384": (SIGLIP, _siglip.large(384)),
+    "siglip2_large_patch16_512": (SIGLIP, _siglip.large(512)),
+    "siglip2_so400m_patch14_224": (SIGLIP, _siglip.so400m(224, patch=14)),
+    "siglip2_so400m_patch14_378": (SIGLIP, _siglip.so400m(378, patch=14)),
+    "siglip2_so400m_patch16_256": (SIGLIP, _siglip.so400m(256)),
+    "siglip2_so400m_patch16_384": (SIGLIP, _siglip.so400m(384)),
+    "siglip2_so400m_patch16_512": (SIGLIP, _siglip.so400m(512)),
 }
 
 
@@ -175,7 +197,7 @@ def load_weights(backbone: Backbone, config: BackboneConfig) -> Heads | None:
     if config.weights is None:
         return None
     family, shape = _find(config.name)
-    stated = pretrained.architecture(config.weights)
+    stated = described.architecture(config.weights)
     if (
         stated is not None
         and isinstance(shape, _efficientnet)
@@ -191,19 +213,38 @@ def load_weights(backbone: Backbone, config: BackboneConfig) -> Heads | None:
     try:
         return pretrained.load_into(backbone, config.weights, family.weight_tables(shape))
     except pretrained.NoFit as error:
-        near = nearest(error.names)
+        near = nearest(error.shapes)
         hint = "" if near in (None, config.name) else f"\n  The names are those of {near}: use --backbone.name {near}."
         raise ValueError(f"{error}{hint}") from None
 
 
-def nearest(names: Iterable[str]) -> str | None:
-    """The architecture whose weights have names most like these; None where none has half of them."""
-    given, best = set(names), (0.5, None)
+def nearest(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+    """The architecture that weights of these names and shapes are most likely of.
+
+    Returns:
+        The one whose weights have names most like these, of several the one of whose variables most have the right
+        shape; None where none has half of the names.
+    """
+    given, shares = set(shapes), {}
     for name, (family, shape) in BACKBONES.items():
-        for table in family.weight_tables(shape):
-            share = len(given & table.names) / max(len(given | table.names), 1)
-            best = max(best, (share, name), key=lambda pair: pair[0])
-    return best[1]
+        known = [table.names for table in family.weight_tables(shape)]
+        shares[name] = max(len(given & names) / max(len(given | names), 1) for names in known)
+    most = max(shares.values())
+    if most < 0.5:
+        return None
+    alike = [name for name, share in shares.items() if share == most]
+    return alike[0] if len(alike) == 1 else max(alike, key=lambda name: _fitting(name, shapes))
+
+
+def _fitting(name: str, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """How many variables of an architecture arrays of these shapes become."""
+    family, shape = BACKBONES[name]
+    arrays = {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}
+    state = nnx.to_flat_state(nnx.state(nnx.eval_shape(lambda: create(BackboneConfig(name), nnx.Rngs(0)))))
+    wanted = {".".join(map(str, path)): variable.get_value().shape for path, variable in state}
+    rows = pretrained.fitting(shapes, family.weight_tables(shape)).rows
+    laid_out = ((pretrained.laid_out(row, arrays), wanted[row.path]) for row in rows if row.name in arrays)
+    return sum(value is not None and value.shape == shape for value, shape in laid_out)
 
 
 def preprocessing(config: BackboneConfig, scene_size: int | None = None) -> Preprocessing:
@@ -216,5 +257,5 @@ def preprocessing(config: BackboneConfig, scene_size: int | None = None) -> Prep
     family, shape = _find(config.name)
     usual = shape.preprocessing
     if config.weights is not None:
-        usual, scene_size = pretrained.preprocessing(config.weights, usual, family.weight_tables(shape)), None
+        usual, scene_size = described.preprocessing(config.weights, usual, family.weight_tables(shape)), None
     return dataclasses.replace(usual, image_size=config.image_size or scene_size or usual.image_size)

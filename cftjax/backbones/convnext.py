@@ -50,6 +50,11 @@ class ConvNeXtConfig:
         """88 M parameters, d 1024."""
         return cls(widths=(128, 256, 512, 1024), depths=(3, 3, 27, 3))
 
+    @classmethod
+    def large(cls) -> ConvNeXtConfig:
+        """196 M parameters, d 1536."""
+        return cls(widths=(192, 384, 768, 1536), depths=(3, 3, 27, 3))
+
     @property
     def preprocessing(self) -> Preprocessing:
         """What torchvision's weights were trained with, but for the whole image."""
@@ -201,16 +206,47 @@ TIMM = _Names(
     narrow="mlp.fc2",
     scale="gamma",
 )
+AUTHORS = _Names(
+    stem=("downsample_layers.0.0", "downsample_layers.0.1"),
+    norm="norm",
+    classifier="head",
+    downsampling="downsample_layers.{stage}",
+    block="stages.{stage}.{index}",
+    depthwise="dwconv",
+    block_norm="norm",
+    widen="pwconv1",
+    narrow="pwconv2",
+    scale="gamma",
+)
+TRANSFORMERS = _Names(
+    stem=("stages.0.downsample_layers.0", "stages.0.downsample_layers.1"),
+    norm="layer_norm",
+    classifier="classifier",
+    downsampling="stages.{stage}.downsample_layers",
+    block="stages.{stage}.layers.{index}",
+    depthwise="depthwise_conv",
+    block_norm="layer_norm",
+    widen="pointwise_conv1",
+    narrow="pointwise_conv2",
+    scale="gamma",
+)
 
 
 def weight_tables(config: ConvNeXtConfig) -> tuple[pretrained.Table, ...]:
-    """Tables for the names of torchvision and of timm, whose images were resized differently."""
-    torchvision, timm = (
-        pretrained.Table(tuple(_rows(config, names)), (f"{names.classifier}.weight", f"{names.classifier}.bias"))
-        for names in (TORCHVISION, TIMM)
+    """Tables for the names of torchvision, of timm, whose images were resized differently, and of DINOv3's files.
+
+    Those are its authors', who call the last normalisation by two names, and transformers'.
+    """
+    torchvision, timm, authors, transformers = (
+        pretrained.Table(
+            tuple(_rows(config, names)),
+            (f"{names.classifier}.weight", f"{names.classifier}.bias"),
+            ignored=("norms.3.weight", "norms.3.bias"),
+        )
+        for names in (TORCHVISION, TIMM, AUTHORS, TRANSFORMERS)
     )
     bicubic = dataclasses.replace(config.preprocessing, interpolation="bicubic")
-    return torchvision, dataclasses.replace(timm, preprocessing=bicubic)
+    return torchvision, dataclasses.replace(timm, preprocessing=bicubic), authors, transformers
 
 
 def _rows(config: ConvNeXtConfig, names: _Names) -> Iterator[pretrained.Row]:

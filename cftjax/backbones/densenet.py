@@ -26,11 +26,13 @@ class DenseNetConfig:
         depths: layers of each block; height and width halve between blocks.
         growth: channels that each layer adds.
         stem: channels of the first convolution.
+        grey: the first convolution sees one channel, the mean of the image's three.
     """
 
     depths: tuple[int, ...] = (6, 12, 24, 16)
     growth: int = 32
     stem: int = 64
+    grey: bool = False
 
     @classmethod
     def densenet121(cls) -> DenseNetConfig:
@@ -52,9 +54,17 @@ class DenseNetConfig:
         """18 M parameters, d 1920."""
         return cls(depths=(6, 12, 48, 32))
 
+    def xrv(self) -> DenseNetConfig:
+        """As torchxrayvision trained it on radiographs."""
+        return dataclasses.replace(self, grey=True)
+
     @property
     def preprocessing(self) -> Preprocessing:
-        """What torchvision's weights were trained with, but for the whole image."""
+        """What torchvision's weights were trained with, but for the whole image; torchxrayvision's in [-1024, 1024]."""
+        if self.grey:
+            # From black, -1024, to white, 1024.
+            step = 1 / 2048
+            return Preprocessing(224, mean=(0.5, 0.5, 0.5), std=(step, step, step), resize="center_crop")
         return Preprocessing(224)
 
 
@@ -125,7 +135,8 @@ class DenseNet(nnx.Module):
                 with the number of layers, not with its square.
             rngs: of the initial weights.
         """
-        self.stem = layers.Conv(3, config.stem, 7, stride=2, dtype=dtype, rngs=rngs)
+        self.grey = config.grey
+        self.stem = layers.Conv(1 if config.grey else 3, config.stem, 7, stride=2, dtype=dtype, rngs=rngs)
         self.stem_norm = _norm(config.stem, dtype, rngs)
         blocks, transitions, channels = [], [], config.stem
         for depth in config.depths:
@@ -142,6 +153,8 @@ class DenseNet(nnx.Module):
 
     def features(self, images: Float[jax.Array, "n h w 3"]) -> Float[jax.Array, "n y x d"]:
         """Feature maps, which `embed` pools over height and width."""
+        if self.grey:
+            images = jnp.mean(images, axis=-1, keepdims=True)
         x = convolutions.max_pool_3x3(nnx.relu(self.stem_norm(self.stem(images))))
         call = nnx.remat(Layer.__call__) if self.remat else Layer.__call__
         batch = None
@@ -171,8 +184,11 @@ class DenseNet(nnx.Module):
 
 def weight_tables(config: DenseNetConfig) -> tuple[pretrained.Table, ...]:
     """The names of torchvision and timm, and those in torchvision's files, which it changes while loading."""
+    # torchxrayvision keeps the operating points of its categories beside the weights.
+    ignored = ("num_batches_tracked", "op_threshs")
     return tuple(
-        pretrained.Table(tuple(_rows(config, dot)), ("classifier.weight", "classifier.bias")) for dot in ("", ".")
+        pretrained.Table(tuple(_rows(config, dot)), ("classifier.weight", "classifier.bias"), ignored)
+        for dot in ("", ".")
     )
 
 

@@ -189,6 +189,11 @@ def gelu(x: Float[jax.Array, "*n"]) -> Float[jax.Array, "*n"]:
     return (0.5 * wide * (1 + jax.lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
 
 
+def gelu_tanh(x: Float[jax.Array, "*n"]) -> Float[jax.Array, "*n"]:
+    """GELU with the distribution function approximated by a hyperbolic tangent, in float32."""
+    return jax.nn.gelu(x.astype(jnp.float32), approximate=True).astype(x.dtype)
+
+
 def _plus(x: jax.Array, bias: nnx.Param | None) -> jax.Array:
     return x if bias is None else x + _over_channels(bias.get_value(), x.ndim).astype(x.dtype)
 

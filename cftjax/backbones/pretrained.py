@@ -6,7 +6,7 @@ import dataclasses
 import importlib.metadata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +19,7 @@ from cftjax.input.preprocessing import Preprocessing
 from cftjax.runtime import storage
 
 ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".npz")
-PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")
+PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "vision_model.")
 """What DataParallel, compile, and modules that hold the network put before its names."""
 MOST_TOLD, FEW = 8, 3
 """Lines of a message about weights that do not fit, and names in a line."""
@@ -59,13 +59,28 @@ def unchanged(weight: np.ndarray) -> np.ndarray:
     return weight
 
 
-class NoFit(ValueError):
-    """Weights that are those of another architecture; `names` are theirs."""
+def joined_linear(*weights: Float[np.ndarray, "o i"]) -> Float[np.ndarray, "i k*o"]:
+    """One kernel of linear layers that stand apart in the file: of queries, keys and values."""
+    return np.concatenate(weights).T
 
-    def __init__(self, message: str, names: tuple[str, ...]) -> None:
-        """Keep the names."""
+
+def joined(*vectors: Float[np.ndarray, " o"]) -> Float[np.ndarray, " k*o"]:
+    """One bias of linear layers that stand apart in the file."""
+    return np.concatenate(vectors)
+
+
+def third(place: int) -> Callable[[np.ndarray], np.ndarray]:
+    """The queries', keys' or values' part of a bias that a file keeps as one."""
+    return lambda vector: np.split(vector, 3)[place]
+
+
+class NoFit(ValueError):
+    """Weights that are those of another architecture; `shapes` are theirs, by name."""
+
+    def __init__(self, message: str, shapes: dict[str, tuple[int, ...]]) -> None:
+        """Keep the shapes."""
         super().__init__(message)
-        self.names = names
+        self.shapes = shapes
 
 
 class Row(NamedTuple):
@@ -75,11 +90,13 @@ class Row(NamedTuple):
         name: in the file.
         path: of the variable in the module, joined by dots: `blocks.0.conv.kernel`.
         layout: the file's array to the module's.
+        more: names of other arrays of the file that go into the variable; `layout` gets them after the first.
     """
 
     name: str
     path: str
-    layout: Callable[[np.ndarray], np.ndarray] = unchanged
+    layout: Callable[..., np.ndarray] = unchanged
+    more: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,17 +108,25 @@ class Table:
         classifier: names of the last layer's weight and bias, which no backbone holds.
         ignored: endings of names that say nothing about the weights.
         preprocessing: that weights with these names were trained with, where it is not the architecture's.
+        zeros: paths of variables that files with these names do not have: they are 0.
+        others: beginnings of names of other networks in the same file, such as one that reads text.
     """
 
     rows: tuple[Row, ...]
     classifier: tuple[str, str]
     ignored: tuple[str, ...] = ("num_batches_tracked",)
     preprocessing: Preprocessing | None = None
+    zeros: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
 
     @property
     def names(self) -> set[str]:
         """All names of the file that the table knows."""
-        return {row.name for row in self.rows} | set(self.classifier)
+        return {name for row in self.rows for name in (row.name, *row.more)} | set(self.classifier)
+
+    def leaves_out(self, name: str) -> bool:
+        """Whether the array of this name is none of the network's weights."""
+        return name.endswith(self.ignored) or name.startswith(self.others)
 
 
 def batch_norm(name: str, path: str) -> Iterator[Row]:
@@ -121,6 +146,23 @@ def with_bias(name: str, path: str, layout: Callable[[np.ndarray], np.ndarray]) 
     """The rows of a convolution or linear layer that has a bias."""
     yield Row(f"{name}.weight", f"{path}.kernel", layout)
     yield Row(f"{name}.bias", f"{path}.bias")
+
+
+def queries(names: tuple[str, ...], path: str) -> Iterator[Row]:
+    """The rows of an attention's queries, keys and values.
+
+    Args:
+        names: weight and bias of one linear layer, or the names of three.
+        path: of our one linear layer.
+    """
+    if len(names) == 2:
+        weight, bias = names
+        yield Row(weight, f"{path}.kernel", linear)
+        yield Row(bias, f"{path}.bias")
+    else:
+        (weight, *weights), (bias, *biases) = ([f"{name}.{kind}" for name in names] for kind in ("weight", "bias"))
+        yield Row(weight, f"{path}.kernel", joined_linear, tuple(weights))
+        yield Row(bias, f"{path}.bias", joined, tuple(biases))
 
 
 def load(source: str | Path) -> dict[str, np.ndarray]:
@@ -181,7 +223,7 @@ def locate(source: str | Path) -> Path:
         if not owner or not repository:
             raise ValueError(f"{source!r} names no repository: write hf:OWNER/NAME or hf:OWNER/NAME/FILE.")
         files = (file,) if file else HUB_FILES
-        copy = _from_hub(f"{owner}/{repository}", files)
+        copy = from_hub(f"{owner}/{repository}", files)
         if copy is None:
             raise ValueError(
                 f"The hub's repository {owner}/{repository} has no {' or '.join(files)}: name the file, "
@@ -210,26 +252,27 @@ def apply(module: nnx.Module, arrays: Mapping[str, np.ndarray], table: Table) ->
     """
     state = nnx.state(module, (nnx.Param, nnx.BatchStat))
     variables = {".".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
-    unnamed = variables.keys() - {row.path for row in table.rows} - set(LEARNT)
+    unnamed = variables.keys() - {row.path for row in table.rows} - set(LEARNT) - set(table.zeros)
     problems = [f"the table of names has no row for {path}" for path in unnamed]
     missing, other_shape = [], []
-    for name, path, layout in table.rows:
-        if path not in variables:
-            problems.append(f"{name} belongs to {path}, which the module does not have")
-        elif name not in arrays:
-            missing.append(name)
+    for row in table.rows:
+        absent = [name for name in (row.name, *row.more) if name not in arrays]
+        if row.path not in variables:
+            problems.append(f"{row.name} belongs to {row.path}, which the module does not have")
+        elif absent:
+            missing += absent
         else:
-            wanted = variables[path].get_value()
-            try:
-                value = layout(np.asarray(arrays[name]))
-            except (ValueError, IndexError):
-                value = None
+            wanted, value = variables[row.path].get_value(), laid_out(row, arrays)
             if value is None or value.shape != wanted.shape:
-                other_shape.append(f"{name} is {arrays[name].shape}, which does not become {path}, {wanted.shape}")
+                became = f"{arrays[row.name].shape}, which does not become {row.path}, {wanted.shape}"
+                other_shape.append(f"{row.name} is {became}")
             else:
-                variables[path].set_value(jnp.asarray(value, wanted.dtype))
-    left_over = [name for name in arrays if name not in table.names and not name.endswith(table.ignored)]
-    problems += told("are missing", missing) + told("are of another shape", other_shape)
+                variables[row.path].set_value(jnp.asarray(value, wanted.dtype))
+    for path in table.zeros:
+        wanted = variables[path].get_value()
+        variables[path].set_value(jnp.zeros(wanted.shape, wanted.dtype))
+    left_over = [name for name in arrays if name not in table.names and not table.leaves_out(name)]
+    problems += told("are missing", list(dict.fromkeys(missing))) + told("are of another shape", other_shape)
     problems += told("are left over", [f"{name} {arrays[name].shape}" for name in left_over])
     if problems:
         raise ValueError("The weights do not fit the architecture:\n  " + "\n  ".join(problems[:MOST_TOLD]))
@@ -239,6 +282,14 @@ def apply(module: nnx.Module, arrays: Mapping[str, np.ndarray], table: Table) ->
         return None
     kernel = np.asarray(arrays[weight], np.float32)
     return types.Heads(kernel.reshape(kernel.shape[0], -1), np.asarray(arrays[bias], np.float32))
+
+
+def laid_out(row: Row, arrays: Mapping[str, np.ndarray]) -> np.ndarray | None:
+    """The variable of a row from a file's arrays; None where they have too many or too few axes."""
+    try:
+        return row.layout(*(np.asarray(arrays[name]) for name in (row.name, *row.more)))
+    except (ValueError, IndexError):
+        return None
 
 
 def told(what: str, names: Sequence[str]) -> list[str]:
@@ -263,46 +314,7 @@ def load_into(module: nnx.Module, source: str | Path, tables: Sequence[Table]) -
     try:
         return apply(module, arrays, fitting(arrays, tables))
     except ValueError as error:
-        raise NoFit(f"{source}: {error}", tuple(arrays)) from None
-
-
-def preprocessing(source: str | Path, default: Preprocessing, tables: Sequence[Table] = ()) -> Preprocessing:
-    """Size, normalisation and interpolation that these weights were trained with.
-
-    Args:
-        source: as for `load`. A `config.json` beside the file, in the form timm's repositories have, decides.
-        default: of the architecture; its `resize` stays in any case.
-        tables: of names; for weights that come without a `config.json`, that of the fitting one comes before `default`.
-    """
-    stored = _described(source)
-    stored = stored.get("pretrained_cfg", stored)
-    if not {"input_size", "mean", "std"} <= stored.keys():
-        if not any(table.preprocessing for table in tables):
-            return default
-        return fitting(without_some_prefix(load(source), tables), tables).preprocessing or default
-    return Preprocessing(
-        image_size=stored["input_size"][-1],
-        mean=tuple(stored["mean"]),
-        std=tuple(stored["std"]),
-        resize=default.resize,
-        interpolation="bilinear" if stored.get("interpolation") == "bilinear" else "bicubic",
-    )
-
-
-def architecture(source: str | Path) -> str | None:
-    """What timm calls the network that these weights are of, where a `config.json` beside them says it."""
-    return _described(source).get("architecture")
-
-
-def _described(source: str | Path) -> dict[str, Any]:
-    """The `config.json` beside a file of weights; empty where there is none."""
-    path = locate(source)
-    if str(source).startswith("hf:"):
-        repository = "/".join(str(source).removeprefix("hf:").split("/")[:2])
-        # Downloaded, it lies beside the weights.
-        _from_hub(repository, ("config.json",))
-    beside = path.with_name("config.json")
-    return storage.read_json(beside) if beside.is_file() else {}
+        raise NoFit(f"{source}: {error}", {name: array.shape for name, array in arrays.items()}) from None
 
 
 def _in_package(name: str) -> Path:
@@ -317,7 +329,7 @@ def _in_package(name: str) -> Path:
     return weights[0]
 
 
-def _from_hub(repository: str, files: Sequence[str]) -> Path | None:
+def from_hub(repository: str, files: Sequence[str]) -> Path | None:
     """The first of `files` that the repository has, downloaded once; None where it has none of them."""
     try:
         import huggingface_hub  # pyright: ignore[reportMissingImports]

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Float
 
@@ -166,20 +167,28 @@ class ViT(nnx.Module):
 
 
 class _Names(NamedTuple):
-    """What a file calls the layers."""
+    """What a file calls the layers.
+
+    Attributes:
+        qkv: weight and bias of one linear layer, or the names of three.
+        class_position: the position embeddings begin with the class token's, even where the network has registers.
+    """
 
     class_token: str
     positions: str
     patches: str
     block: str
     norm1: str
-    qkv: tuple[str, str]
+    qkv: tuple[str, ...]
     out: str
     norm2: str
     widen: str
     narrow: str
     norm: str
     classifier: str
+    scales: tuple[str, str] = ("ls1.gamma", "ls2.gamma")
+    registers: str = "reg_token"
+    class_position: bool = False
 
 
 TORCHVISION = _Names(
@@ -211,39 +220,72 @@ TIMM = _Names(
     norm="norm",
     classifier="head",
 )
+# The authors of DINOv2 have timm's names, but for the registers.
+AUTHORS = TIMM._replace(registers="register_tokens", class_position=True)
+TRANSFORMERS = _Names(
+    class_token="embeddings.cls_token",
+    positions="embeddings.position_embeddings",
+    patches="embeddings.patch_embeddings.projection",
+    block="encoder.layer.{index}",
+    norm1="norm1",
+    qkv=("attention.attention.query", "attention.attention.key", "attention.attention.value"),
+    out="attention.output.dense",
+    norm2="norm2",
+    widen="mlp.fc1",
+    narrow="mlp.fc2",
+    norm="layernorm",
+    classifier="classifier",
+    scales=("layer_scale1.lambda1", "layer_scale2.lambda1"),
+    registers="embeddings.register_tokens",
+    class_position=True,
+)
 
 
 def weight_tables(config: ViTConfig) -> tuple[pretrained.Table, ...]:
     """Tables for the names of torchvision, of its files, which it changes while loading, and of timm.
 
-    timm's weights were trained on images in [-1, 1], DINOv2's excepted.
+    timm's weights were trained on images in [-1, 1], DINOv2's excepted. DINOv2 has names of timm, its authors, and
+    transformers.
     """
-    tables = [
-        pretrained.Table(tuple(_rows(config, names)), (f"{names.classifier}.weight", f"{names.classifier}.bias"))
-        for names in (TORCHVISION, TORCHVISION_FILES, TIMM)
-    ]
     if config.layer_scale is not None:
-        return (tables[-1],)
+        dinov2 = (TIMM, AUTHORS, TRANSFORMERS) if config.registers else (TIMM, TRANSFORMERS)
+        return tuple(_table(config, names) for names in dinov2)
     centred = Preprocessing(224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), interpolation="bicubic")
-    return *tables[:2], dataclasses.replace(tables[-1], preprocessing=centred)
+    torchvision, files, timm = (_table(config, names) for names in (TORCHVISION, TORCHVISION_FILES, TIMM))
+    return torchvision, files, dataclasses.replace(timm, preprocessing=centred)
+
+
+def _table(config: ViTConfig, names: _Names) -> pretrained.Table:
+    # What stood for hidden patches while DINOv2 was trained.
+    ignored = ("num_batches_tracked", "mask_token")
+    classifier = (f"{names.classifier}.weight", f"{names.classifier}.bias")
+    return pretrained.Table(tuple(_rows(config, names)), classifier, ignored)
 
 
 def _rows(config: ViTConfig, names: _Names) -> Iterator[pretrained.Row]:
-    yield pretrained.Row(names.class_token, "class_token", pretrained.first)
+    if names.class_position and not config.class_position:
+        yield pretrained.Row(names.class_token, "class_token", _placed_class, (names.positions,))
+        yield pretrained.Row(names.positions, "positions", lambda positions: positions[0, 1:])
+    else:
+        yield pretrained.Row(names.class_token, "class_token", pretrained.first)
+        yield pretrained.Row(names.positions, "positions", pretrained.first)
     if config.registers:
-        yield pretrained.Row("reg_token", "registers", pretrained.first)
-    yield pretrained.Row(names.positions, "positions", pretrained.first)
+        yield pretrained.Row(names.registers, "registers", pretrained.first)
     yield from pretrained.with_bias(names.patches, "patches", pretrained.convolution)
     for index in range(config.depth):
         prefix, path = names.block.format(index=index), f"blocks.{index}"
         yield from pretrained.norm(f"{prefix}.{names.norm1}", f"{path}.norm1")
-        yield pretrained.Row(f"{prefix}.{names.qkv[0]}", f"{path}.attention.qkv.kernel", pretrained.linear)
-        yield pretrained.Row(f"{prefix}.{names.qkv[1]}", f"{path}.attention.qkv.bias")
+        yield from pretrained.queries(tuple(f"{prefix}.{name}" for name in names.qkv), f"{path}.attention.qkv")
         yield from pretrained.with_bias(f"{prefix}.{names.out}", f"{path}.attention.out", pretrained.linear)
         yield from pretrained.norm(f"{prefix}.{names.norm2}", f"{path}.norm2")
         yield from pretrained.with_bias(f"{prefix}.{names.widen}", f"{path}.widen", pretrained.linear)
         yield from pretrained.with_bias(f"{prefix}.{names.narrow}", f"{path}.narrow", pretrained.linear)
         if config.layer_scale is not None:
-            yield pretrained.Row(f"{prefix}.ls1.gamma", f"{path}.scale1.scale")
-            yield pretrained.Row(f"{prefix}.ls2.gamma", f"{path}.scale2.scale")
+            for number, scale in enumerate(names.scales, 1):
+                yield pretrained.Row(f"{prefix}.{scale}", f"{path}.scale{number}.scale")
     yield from pretrained.norm(names.norm, "norm")
+
+
+def _placed_class(token: Float[np.ndarray, "1 1 d"], positions: Float[np.ndarray, "1 t d"]) -> Float[np.ndarray, "1 d"]:
+    """The class token with its position, for a network in which only patches have positions."""
+    return token[0] + positions[0, :1]

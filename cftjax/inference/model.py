@@ -163,8 +163,8 @@ class Model:
         """
         if not self.has_heatmaps:
             raise ValueError(
-                "the embedding is the class token, to which places do not add up: there are no heatmaps; a network "
-                "trained with --backbone.pooling mean has them"
+                "the embedding is a class token or a query's answer, to which places do not add up: there are no "
+                "heatmaps; a network trained with --backbone.pooling mean has them"
             )
         if categories is not None and (unknown := [name for name in categories if name not in self.categories]):
             raise ValueError(f"there is no category {unknown[0]!r}; the model {closest(unknown[0], self.categories)}")
