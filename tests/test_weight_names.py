@@ -2,6 +2,7 @@
 
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from drawn_weights import draw
@@ -139,10 +140,10 @@ def test_patches_meet_by_how_far_apart_they_are():
     turn = dinov3.rotation(rows, columns, channels)
     query, key = (np.float32(np.random.default_rng(i).normal(size=channels)) for i in range(2))
     turned = [
-        np.asarray(dinov3.rotated(np.tile(x, (1, rows * columns, 1, 1)), turn, 0)).reshape(rows, columns, channels)
+        dinov3.rotated(jnp.tile(x, (1, rows * columns, 1, 1)), turn, 0).reshape(rows, columns, channels)
         for x in (query, key)
     ]
-    products = np.einsum("abk,cdk->abcd", *turned)
+    products = np.einsum("abk,cdk->abcd", *map(np.asarray, turned))
     np.testing.assert_allclose(products[1:, 2:, 1:, 2:], products[:-1, :-2, :-1, :-2], atol=1e-4)
     assert np.abs(products[0, 0] - products[0, 0, 0, 0]).max() > 0.1
 
@@ -154,4 +155,4 @@ def test_a_radiograph_reaches_torchxrayvisions_network_as_one_channel_between_mi
     net, _ = small("densenet_xrv")
     image = np.random.default_rng(0).normal(size=(1, 33, 33, 3)).astype(np.float32)
     grey = image.mean(axis=-1, keepdims=True).repeat(3, axis=-1)
-    np.testing.assert_allclose(net.embed(image), net.embed(grey), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(net.embed(jnp.asarray(image)), net.embed(jnp.asarray(grey)), rtol=1e-4, atol=1e-6)
