@@ -24,7 +24,7 @@ BASE = 100.0
 LAYER_SCALE = 1e-5
 
 # Of every patch, by channel of a head.
-Rotation = tuple[Float[jax.Array, "t k"], Float[jax.Array, "t k"]]
+Rotation = tuple[Float[jax.Array, "p k"], Float[jax.Array, "p k"]]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -82,7 +82,7 @@ class Summary(nnx.Module):
     def __call__(self, tokens: Float[jax.Array, "n t d"]) -> Float[jax.Array, "n d"]:
         """One vector per image."""
         n, t, d = tokens.shape
-        query = transformer.repeated(self.query(self.probe.get_value()).reshape(1, self.heads, -1), n)
+        query = transformer.repeated(self.query(self.probe.get_value()), n).reshape(n, 1, self.heads, -1)
         key, value = jnp.moveaxis(self.key_value(tokens).reshape(n, t, 2, self.heads, -1), 2, 0)
         x = self.out(jax.nn.dot_product_attention(query, key, value).reshape(n, d))
         return x + self.narrow(layers.gelu_tanh(self.widen(self.norm(x))))
