@@ -1,6 +1,6 @@
 r"""Do other libraries' weights give these libraries' logits? All backbones, with random weights.
 
-    python -m venv torch-env && torch-env/bin/pip install torch==2.14.1 torchvision==0.29.1 timm==1.0.31 \\
+    python -m venv torch-env && torch-env/bin/pip install torch==2.14.1 torchvision==0.29.1 timm==1.0.31 \
         transformers==5.24.0 torchxrayvision==1.5.7
     python benchmarks/backbone_parity.py --torch torch-env/bin/python [--only vit dinov2] [--library timm]
 
@@ -137,8 +137,8 @@ def compare_images(torch: str) -> None:
         given = {}
         for name in beside:
             # Those that crop agree where nothing is cut.
-            shape = (600, 600) if name == "dinov2_base" else (420, 560)
-            smooth = Image.fromarray(rng.integers(0, 256, (30, 40, 3), np.uint8)).resize(shape[::-1])
+            width, height = (600, 600) if name == "dinov2_base" else (560, 420)
+            smooth = Image.fromarray(rng.integers(0, 256, (30, 40, 3), np.uint8)).resize((width, height))
             given[name] = np.asarray(smooth)
         np.savez(f"{folder}/images.npz", allow_pickle=False, **given)
         subprocess.run([torch, str(TORCH_SIDE), "prepare", folder], check=True)

@@ -56,7 +56,7 @@ def test_dinov3_is_read_by_its_authors_names_and_the_masked_bias_of_the_keys_is_
     for i in range(2):
         query, value = arrays.pop(f"blocks.{i}.attn.q_bias"), arrays.pop(f"blocks.{i}.attn.v_bias")
         arrays[f"blocks.{i}.attn.qkv.bias"] = np.concatenate([query, 100 + 0 * query, value])
-        arrays[f"blocks.{i}.attn.qkv.bias_mask"] = np.repeat(np.float32([1, 0, 1]), len(query))
+        arrays[f"blocks.{i}.attn.qkv.bias_mask"] = np.repeat(np.array([1, 0, 1], np.float32), len(query))
     arrays |= {"mask_token": np.zeros((1, 16)), "rope_embed.periods": np.zeros(2)}
     same_variables(loaded("dinov3_gated", arrays, tmp_path), small("dinov3_gated")[0])
 
