@@ -135,6 +135,19 @@ def test_of_architectures_with_the_same_names_the_one_whose_shapes_fit_is_meant(
     assert backbones.nearest(file_shapes(name)) == name
 
 
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        ("RAD-DINO", "--backbone.name dinov2_base --backbone.weights hf:microsoft/rad-dino"),
+        ("dinov3_convnext_tiny", "--backbone.name convnext_tiny"),
+        ("torchxrayvision", "--backbone.name xrv_densenet121"),
+    ],
+)
+def test_weights_with_a_name_of_their_own_are_answered_by_what_to_type(name, option):
+    with pytest.raises(ValueError, match=f"no backbone is named '{name}'.*{option}"):
+        backbones.preprocessing(BackboneConfig(name))
+
+
 def test_patches_meet_by_how_far_apart_they_are():
     rows, columns, channels = 5, 7, 16
     turn = dinov3.rotation(rows, columns, channels)

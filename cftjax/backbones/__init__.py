@@ -161,8 +161,21 @@ BACKBONES: dict[str, tuple[Family, NetworkShape]] = {
 }
 
 
+# Weights that people call by a name of their own, by its beginning, and how they are had.
+KNOWN_AS = {
+    "rad_dino": "RAD-DINO is a DINOv2: use --backbone.name dinov2_base --backbone.weights hf:microsoft/rad-dino",
+    "dinov3_convnext": "DINOv3's ConvNeXts are ConvNeXts: use --backbone.name convnext_tiny, small, base or large with "
+    "--backbone.weights hf:facebook/dinov3-convnext-tiny-pretrain-lvd1689m",
+    "torchxrayvision": "torchxrayvision's DenseNet is --backbone.name xrv_densenet121; docs/backbones.md has the three "
+    "lines that make a file of weights of it",
+}
+
+
 def _find(name: str) -> tuple[Family, NetworkShape]:
     if name not in BACKBONES:
+        plain = name.lower().replace("-", "_")
+        if told := [text for beginning, text in KNOWN_AS.items() if plain.startswith(beginning)]:
+            raise ValueError(f"no backbone is named {name!r}: {told[0]}.")
         near = difflib.get_close_matches(name, BACKBONES, n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(BACKBONES)}."
         raise ValueError(f"no backbone is named {name!r}: {hint}")

@@ -271,13 +271,17 @@ def apply(module: nnx.Module, arrays: Mapping[str, np.ndarray], table: Table) ->
     for path in table.zeros:
         wanted = variables[path].get_value()
         variables[path].set_value(jnp.zeros(wanted.shape, wanted.dtype))
-    left_over = [name for name in arrays if name not in table.names and not table.leaves_out(name)]
+    known = table.names
+    left_over = [name for name in arrays if name not in known and not table.leaves_out(name)]
     problems += told("are missing", list(dict.fromkeys(missing))) + told("are of another shape", other_shape)
     problems += told("are left over", [f"{name} {arrays[name].shape}" for name in left_over])
     if problems:
         raise ValueError("The weights do not fit the architecture:\n  " + "\n  ".join(problems[:MOST_TOLD]))
     nnx.update(module, state)
-    weight, bias = table.classifier
+    return _classifier(arrays, *table.classifier)
+
+
+def _classifier(arrays: Mapping[str, np.ndarray], weight: str, bias: str) -> types.Heads | None:
     if weight not in arrays or bias not in arrays:
         return None
     kernel = np.asarray(arrays[weight], np.float32)
