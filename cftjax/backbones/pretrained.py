@@ -59,12 +59,12 @@ def unchanged(weight: np.ndarray) -> np.ndarray:
     return weight
 
 
-def joined_linear(*weights: Float[np.ndarray, "o i"]) -> Float[np.ndarray, "i k*o"]:
+def joined_linear(*weights: Float[np.ndarray, "o i"]) -> Float[np.ndarray, "i _"]:
     """One kernel of linear layers that stand apart in the file: of queries, keys and values."""
     return np.concatenate(weights).T
 
 
-def joined(*vectors: Float[np.ndarray, " o"]) -> Float[np.ndarray, " k*o"]:
+def joined(*vectors: Float[np.ndarray, " o"]) -> Float[np.ndarray, " _"]:
     """One bias of linear layers that stand apart in the file."""
     return np.concatenate(vectors)
 
