@@ -37,7 +37,7 @@ def test_the_logits_are_those_of_torch(name):
         np.testing.assert_allclose(np.mean(features, (1, 2)), z, atol=1e-5 * float(jnp.abs(z).max()))
 
 
-@pytest.mark.parametrize("name", ["densenet", "vit", "dinov3"])
+@pytest.mark.parametrize("name", ["densenet", "dinov3"])
 def test_rematerialisation_changes_no_gradient(name):
     def gradient(net):
         graphdef, params, rest = nnx.split(net, nnx.Param, ...)
