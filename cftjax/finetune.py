@@ -62,6 +62,8 @@ def main() -> None:
     hosts.join(config.hosts, config)
     config = dataclasses.replace(config, hosts=HostsConfig())  # which is no setting of the run
     reading = functools.partial(bundles.read, config.file, head=config.head, minus_one=config.minus_one)
+    if devices.is_primary():
+        print(f"Reading {config.file}.", flush=True)
     categories, embeddings, last_layer, notes = hosts.together(reading)
     if devices.is_primary():
         for note in notes:

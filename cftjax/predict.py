@@ -171,7 +171,7 @@ def look(model: Model, names: Sequence[str], files: Sequence[Path], size: int, k
     records = models.records_of(opening, names)
     rows = embed.embed_rows(model.backbone, records, model.preprocessing, settings, size, first=start)
     with Progress("Predict", unit="images") as shown, contextlib.closing(rows):
-        shown.update(start, len(files), "compiling")
+        shown.say("compiling its program")
         for part in rows:
             stop = start + len(part.z)
             probs = model.decisions.probabilities(model.finite(np.asarray(model.heads(part.z)), names[start:stop]))

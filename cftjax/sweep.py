@@ -68,6 +68,8 @@ def main() -> None:
     hosts.join(sweep.hosts, sweep)
     config, seeds, tuned = sweep.config, sweep.seeds or (sweep.config.seed,), sweep.tuned or sweep.unknowns
     reading = functools.partial(preflight.load, config.data, allow_missing=config.input.on_bad_image == "skip")
+    if devices.is_primary():
+        print("Reading the labels and looking for the images.", flush=True)
     loaded = hosts.together(reading)
     if devices.is_primary():
         # Of a table that was being written; the runs look after themselves.

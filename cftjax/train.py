@@ -33,6 +33,8 @@ def main() -> None:
     # Before anything asks for devices: from here on all hosts do the same.
     hosts.join(experiment.hosts, experiment)
     reading = functools.partial(preflight.load, config.data, allow_missing=config.input.on_bad_image == "skip")
+    if devices.is_primary():
+        print("Reading the labels and looking for the images.", flush=True)
     loaded = hosts.together(reading)
     if config.split.folds and config.split.fold is None:
         train_folds(loaded, config, experiment.workdir)

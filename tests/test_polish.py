@@ -91,6 +91,18 @@ def test_a_strong_pull_keeps_the_head_where_it_started():
     np.testing.assert_allclose(result.heads.kernel, toy.heads().kernel, atol=0.02)
 
 
+def test_the_mean_that_is_told_is_over_all_categories_and_never_falls():
+    told = []
+    config = dataclasses.replace(SHORT, rule="best")
+    result = polishing.polish(
+        toy.heads(), TRAIN, VALIDATION, config=config, progress=lambda *news: told.append(news[2])
+    )
+    gain = np.maximum(result.after - result.before, 0)
+    assert result.before.mean() <= told[0] <= result.before.mean() + gain.max() / 3 + 1e-6
+    assert (np.diff(told) >= -1e-6).all()
+    np.testing.assert_allclose(told[-1], result.after.mean(), atol=1e-6)
+
+
 def test_devices_agree_and_a_store_saves_the_work(polished):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     store = {}

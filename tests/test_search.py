@@ -103,6 +103,16 @@ def test_an_interrupted_search_saves_and_goes_on_to_the_same_heads(found, monkey
     np.testing.assert_array_equal(resumed.history, found["paper"].history)
 
 
+def test_the_mean_that_is_told_is_over_all_categories_and_never_falls(found):
+    told = []
+    searching.search(toy.heads(), TRAIN, VALIDATION, key=KEY, config=PAPER, progress=lambda *news: told.append(news[2]))
+    before, after = found["paper"].before, found["paper"].after
+    # With the first news the first category alone has moved.
+    assert before.mean() <= told[0] <= before.mean() + (after - before).max() / 3 + 1e-6
+    assert (np.diff(told) >= -1e-6).all()
+    np.testing.assert_allclose(told[-1], after.mean(), atol=1e-6)
+
+
 def test_a_search_stops_after_its_patience():
     config = dataclasses.replace(PAPER, patience=5, mutation_scale=0.0)
     result = searching.search(toy.heads(), TRAIN, VALIDATION, key=KEY, config=config)

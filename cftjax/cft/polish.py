@@ -194,7 +194,8 @@ def polish(
         config: loss, optimizer and pulls; None for the defaults.
         leading: principal directions of the training embeddings, where they have been found already.
         store: where finished categories are kept, so that an interrupted polish goes on.
-        progress: called with categories done, categories, and the mean validation score so far.
+        progress: called with categories done, categories, and the mean validation score so far, categories
+            not begun at their start.
         mesh: devices with an axis `data`, over which categories are split; None for one device. Where they are those of
             several hosts, all of them must call.
 
@@ -225,9 +226,11 @@ def _descend_all(work: Work, config: PolishConfig, store: Store, progress: Progr
         "before": np.full(len(work.heads.bias), np.nan, np.float32),
     }
     at_once = work.categories_at_once(work.longest * (2 * work.num_genes + 8 * num) + work.judging * work.num_genes)
-    unit, done = np.ones(len(work.heads.bias), np.float32), []
+    unit, done = np.ones(len(work.heads.bias), np.float32), 0
+    # The best so far; only who watches pays for the start.
+    best = None if progress is None else work.scores_at_start(config.metric)
     for group in packing.groups(work.train, work.validation, work.mine, at_once, ranked=False):
-        given = store.get(group.name)
+        given = kept = store.get(group.name)
         if given is None:
             rows = group.rows(work.train, work.validation, unit, work.sharding)
             given = {name: np.asarray(value) for name, value in run(*rows).items()}
@@ -235,9 +238,12 @@ def _descend_all(work: Work, config: PolishConfig, store: Store, progress: Progr
         here = list(group.categories)
         for name, value in given.items():
             results[name][here] = value[: len(here)]
-        done += here
-        if progress is not None:
-            progress(len(done), len(work.mine), float(np.nanmean(np.nanmax(results["score"][done], axis=1))))
+        done += len(here)
+        if progress is not None and best is not None:
+            best[here] = np.nanmax([best[here], *results["score"][here].T], axis=0)
+            # What an interrupted call had kept is told with the next one, for it took no time.
+            if kept is None or done == len(work.mine):
+                progress(done, len(work.mine), float(np.nanmean(best)))
     work.join(list(results.values()))
     return results
 

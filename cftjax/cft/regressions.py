@@ -144,7 +144,7 @@ def learn(
     done = 0
     for group, length in _groups(task, mine, 1 if own is None else own.size):
         name = f"regressions-{group[0]}-{zlib.crc32(str((group, task.recipes)).encode()):08x}"
-        results = store.get(name)
+        results = kept = store.get(name)
         if results is None:
             padded = [*group, *[group[-1]] * (-len(group) % (1 if own is None else own.size))]
             each = zip(*(task.arguments(c, length) for c in padded), strict=True)
@@ -153,7 +153,8 @@ def learn(
             store[name] = results
         genes[group] = results["genes"].reshape(len(group), *extent[1:])
         done += len(group)
-        if progress is not None:
+        # What an interrupted call had kept is told with the next one, for it took no time.
+        if progress is not None and (kept is None or done == len(mine)):
             progress(done, len(mine), 0.0)
     if several:
         packing.join_hosts(mine, [genes])

@@ -383,8 +383,8 @@ def search(
         leading: principal directions of the training embeddings, where they have been found already.
         store: where finished categories and the state of running ones are kept; a search given the store of an
             interrupted one goes on where that stood.
-        progress: called with generations done, generations at most, and the mean validation score so far; where it
-            raises KeyboardInterrupt, what is under way is stored first.
+        progress: called with generations done, generations at most, and the mean validation score so far, categories
+            not begun at their start; where it raises KeyboardInterrupt, what is under way is stored first.
         mesh: devices with an axis `data`, over which categories are split; None for one device. Where they are those of
             several hosts, all of them must call.
 
@@ -405,7 +405,7 @@ def search(
     engine = _engine(config, work.num_genes, config.dimensions is None, work.mesh)
     for group in packing.groups(work.train, work.validation, work.mine, _at_once(work, config)):
         here = list(group.categories)
-        found = stored.finished(group)
+        found = kept = stored.finished(group)
         if found is None:
             found = _search_group(engine, work, group, unit, population, key, stored)
         for name, values in results.items():
@@ -413,7 +413,7 @@ def search(
                 values[here, : found[name].shape[1]] = found[name]
             else:
                 values[here] = found[name]
-        stored.count(group, results["after"])
+        stored.count(group, results["after"], kept is not None)
     work.join(list(results.values()))
     return _as_found(work, results, unit, train, config)
 
@@ -456,7 +456,8 @@ class _Stored:
         self.generations = config.num_generations
         self.total = config.num_generations * len(work.mine)
         self.done = 0
-        self.after = np.full(len(work.heads.bias), np.nan, np.float32)
+        # The best so far; only who watches pays for the start.
+        self.after = np.zeros(0) if progress is None else work.scores_at_start(config.metric)
         self.saved = time.monotonic()
 
     def finished(self, group: packing.Group) -> dict[str, np.ndarray] | None:
@@ -487,11 +488,13 @@ class _Stored:
         """Keep what a group gave."""
         self.store[group.name + "-done"] = results
 
-    def count(self, group: packing.Group, after: Float[np.ndarray, " c"]) -> None:
-        """A group is done."""
-        self.after[list(group.categories)] = after[list(group.categories)]
+    def count(self, group: packing.Group, after: Float[np.ndarray, " c"], kept: bool) -> None:
+        """A group is done; what an interrupted call had kept is told with the next one, for it took no time."""
         self.done += self.generations * len(group.categories)
-        if self.progress is not None:
+        if self.progress is None:
+            return
+        self.after[list(group.categories)] = after[list(group.categories)]
+        if not kept or self.done == self.total:
             self.progress(self.done, self.total, float(np.nanmean(self.after)))
 
 

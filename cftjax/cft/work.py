@@ -11,10 +11,13 @@ from collections.abc import Callable, MutableMapping, Sequence
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Float
 
 from cftjax.cft import extents, packing, spaces
 from cftjax.cft.spaces import Leading, Seen, Space
+from cftjax.metrics import Metric
 from cftjax.runtime import devices
+from cftjax.scores import bootstrap
 from cftjax.types import Embeddings, Heads
 
 Store = MutableMapping[str, dict[str, np.ndarray]]
@@ -67,6 +70,20 @@ class Work:
     def judging(self) -> int:
         """The most validation rows, with padding, that a category has."""
         return extents.padded_length(int(self.validation.known.sum(0).max(initial=1)))
+
+    def scores_at_start(self, metric: Metric) -> Float[np.ndarray, " c"]:
+        """[c] validation scores of the heads it starts from, of the categories that this host works on; NaN elsewhere.
+
+        They stand in for those not begun in the mean that is shown meanwhile, which would fall with every category
+        that is harder than the first ones.
+        """
+        scores, seen = np.full(len(self.heads.bias), np.nan, np.float32), self.validation
+        for c in self.mine:
+            rows = np.flatnonzero(np.asarray(seen.known[:, c]))
+            known = np.ones(len(rows), bool)
+            ranking = bootstrap.rank(seen.base[rows, c], np.asarray(seen.labels[rows, c]), known)
+            scores[c] = bootstrap.weighted_scores(ranking, np.ones((len(rows), 1), np.float32))[metric][0]
+        return scores
 
     def categories_at_once(self, floats_each: int) -> int:
         """How many categories of so many numbers fit in memory."""

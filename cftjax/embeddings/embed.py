@@ -172,6 +172,7 @@ def embed(
         file = stack.enter_context(appended) if primary else None
         written = _digest_of_rows(part, n, dim, done) if primary else hashlib.sha256()
         shown = stack.enter_context(Progress(f"Embed {folder.name}", unit="images"))
+        shown.say("waiting for its first batch")
         rows = embed_rows(
             backbone,
             records,

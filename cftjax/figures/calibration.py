@@ -23,8 +23,8 @@ def reliability(models: Mapping[str, Bins], *, split: str) -> Figure:
     """
     if not any(bins.count.sum() for bins in models.values()):
         return only_text(f"No label of {split} is known, so there is nothing to calibrate against.")
-    figure = Figure(figsize=(6.4, 7.2), layout="constrained")
-    ax, below = figure.subplots(2, 1, sharex=True, height_ratios=[3.2, 1])
+    figure = Figure(figsize=(12.6, 5.4 + 0.2 * (len(models) // 3)), layout="constrained")
+    ax, counts = figure.subplots(1, 2, width_ratios=[1, 1.1])
     ax.plot([0, 100], [0, 100], color=GREY, linewidth=1, linestyle="--", zorder=1, label="perfect calibration")
     edges = np.linspace(0, 100, len(next(iter(models.values())).count) + 1)
     width = edges[1] / (len(models) + 0.5)
@@ -46,21 +46,23 @@ def reliability(models: Mapping[str, Bins], *, split: str) -> Figure:
         )
         left = edges[:-1] + (place + 0.25) * width
         face = colour if marker == "o" else "white"
-        below.bar(left, bins.count, width, align="edge", color=face, edgecolor=colour, linewidth=0.9)
-    if len(models) > 2:
-        ax.legend(loc="best", fontsize=9, frameon=False)
-    else:
-        ax.legend(loc="lower right", bbox_to_anchor=(1.0, 0.06), fontsize=9, frameon=False)
+        counts.bar(left, bins.count, width, align="edge", color=face, edgecolor=colour, linewidth=0.9)
+    # Below both: inside, it would hide the curve of some model or other.
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9, frameon=False)
     ax.set_ylabel("labels that are positive (%)", fontsize=9)
     ax.set(xlim=(0, 100), ylim=(0, 100))
     ax.set_title(
         f"Reliability on {split}:\nis what gets 30 % present 30 % of the time?", fontsize=11, fontweight="bold", pad=12
     )
-    ax.text(98, 3, "above the dashed line: predicted too low; below: too high", ha="right", fontsize=8.5, color=GREY)
-    below.set_yscale("log")
-    below.set_ylim(bottom=0.8)  # so that a bar of one label shows
-    below.set_ylabel("known labels\n(log scale)", fontsize=9)
-    below.set_xlabel("predicted probability (%)", fontsize=9)
+    for x, y, words, align in ((2, 95, "predicted too low", "left"), (98, 4, "predicted too high", "right")):
+        ax.text(x, y, words, ha=align, fontsize=8.5, color=GREY)
+    counts.set_title("How many labels say so\n", fontsize=11, fontweight="bold", pad=12)
+    counts.set_yscale("log")
+    counts.set(xlim=(0, 100))
+    counts.set_ylim(bottom=0.8)  # so that a bar of one label shows
+    counts.set_ylabel("known labels (log scale)", fontsize=9)
+    for axes in (ax, counts):
+        axes.set_xlabel("predicted probability (%)", fontsize=9)
     quiet(ax, "both")
-    quiet(below, "y")
+    quiet(counts, "y")
     return figure

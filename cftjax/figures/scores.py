@@ -12,6 +12,8 @@ from matplotlib.figure import Figure
 from cftjax.figures.style import BLUE, GREY, INK, MINUS, ORANGE, only_text, quiet, short, signed
 
 ROWS_PER_COLUMN, MOST_COLUMNS = 40, 3
+# Of the width of the axis, where a mean stands at most if what is written beside it is to end within.
+MEAN_FITS = 0.65
 
 
 def before_after(
@@ -46,13 +48,13 @@ def before_after(
     rows = -(-len(shown) // columns)
     figure = Figure(figsize=(max(8.0, 5.4 * columns), 2.0 + 0.22 * rows), layout="constrained")
     axes = figure.subplots(1, columns, sharex=True, squeeze=False)[0]
+    low, high = 100 * min(before[shown].min(), after[shown].min()), 100 * max(before[shown].max(), after[shown].max())
+    margin = 0.04 * (high - low) + 0.5
+    axes[0].set_xlim(max(low - margin, -1.5), min(high + margin, 101.5))
     for ax, some in zip(axes, np.array_split(shown, columns), strict=True):
         names = [categories[int(i)] for i in some]
         _dumbbells(ax, names, 100 * before[some], 100 * after[some], means, rows)
         ax.set_xlabel(f"{metric} on {split} (%)", fontsize=9)
-    low, high = 100 * min(before[shown].min(), after[shown].min()), 100 * max(before[shown].max(), after[shown].max())
-    margin = 0.04 * (high - low) + 0.5
-    axes[0].set_xlim(max(low - margin, -1.5), min(high + margin, 101.5))
     notes = [f"{rose} rose, {fell} fell, {len(order) - rose - fell} unchanged"]
     if len(shown) < len(order):
         notes.append(f"{len(shown)} of {len(order)} shown, the largest rises and falls")
@@ -84,7 +86,18 @@ def _dumbbells(
         text = signed(value)
         colour = {"+": BLUE, MINUS: ORANGE}.get(text[0], GREY)
         ax.text(right, row, text, transform=ax.get_yaxis_transform(), va="center", fontsize=8.5, color=colour)
-    ax.text(right, -1.1, "change", transform=ax.get_yaxis_transform(), va="center", fontsize=8.5, color=INK)
+    low, high = ax.get_xlim()
+    # The words beside the mean on the right may need the place above the changes.
+    crowded = (max(means) - low) / (high - low) > MEAN_FITS
+    ax.text(
+        right,
+        -2.0 if crowded else -1.1,
+        "change",
+        transform=ax.get_yaxis_transform(),
+        va="center",
+        fontsize=8.5,
+        color=INK,
+    )
     for value, style, colour, word, is_left in zip(
         means, ("--", "-"), (GREY, BLUE), ("before", "after"), (means[0] <= means[1], means[0] > means[1]), strict=True
     ):
@@ -92,6 +105,6 @@ def _dumbbells(
         text = f"mean {word} {value:.1f} " if is_left else f" mean {word} {value:.1f}"
         ax.text(value, -1.1, text, ha="right" if is_left else "left", va="center", fontsize=8.5, color=colour)
     ax.set_yticks(y, [short(name, 28) for name in names], parse_math=False)
-    ax.set_ylim(rows - 0.5, -1.7)
+    ax.set_ylim(rows - 0.5, -2.6 if crowded else -1.7)
     quiet(ax, "x")
     ax.spines["left"].set_visible(False)

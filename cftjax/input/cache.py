@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from rich import progress
 
 from cftjax import config, types
 from cftjax.data.reading import images
 from cftjax.input.preprocessing import Preprocessing
+from cftjax.runtime.progress import Progress
 
 # Raise it when the content of the file changes.
 VERSION = 1
@@ -132,16 +132,16 @@ def fill(
                         raise images.stopped_by(error) from error
             return stop - start
 
-        columns = (*progress.Progress.get_default_columns(), progress.MofNCompleteColumn())
+        done = 0
         with (
             futures.ThreadPoolExecutor(max(input_config.threads, 1)) as pool,
-            progress.Progress(*columns, transient=True) as bar,
+            Progress("Cache", unit="images") as shown,
         ):
-            task = bar.add_task(f"caching {n} images", total=n)
             chunks = [pool.submit(fill_chunk, start) for start in range(0, n, CHUNK)]
             try:
                 for chunk in futures.as_completed(chunks):
-                    bar.advance(task, chunk.result())
+                    done += chunk.result()
+                    shown.update(done, n)
             finally:
                 # After an error or Ctrl-C, nothing more is opened.
                 pool.shutdown(wait=True, cancel_futures=True)

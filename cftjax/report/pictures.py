@@ -76,6 +76,7 @@ def embedded(name: str, figure: Figure, png: bytes) -> page.Figure:
     if name.endswith("images"):
         buffer = io.BytesIO()
         Image.open(io.BytesIO(png)).convert("RGB").save(buffer, "JPEG", quality=85)
-        return page.Figure("images", buffer.getvalue(), "image/jpeg")
+        return page.Figure("images", buffer.getvalue(), "image/jpeg", figure.get_figwidth())
     svg = content_of(figure, "svg")
-    return page.Figure(name, svg, "image/svg+xml") if len(svg) < SVG_BYTES else page.Figure(name, png, "image/png")
+    content, kind = (svg, "image/svg+xml") if len(svg) < SVG_BYTES else (png, "image/png")
+    return page.Figure(name, content, kind, figure.get_figwidth())

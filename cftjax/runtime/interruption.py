@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-NOTICE = b"\nStopping when what is computed is saved; a second signal stops at once.\n"
+NOTICE = "\nStopping when {} saved; a second signal stops at once.\n"
 
 
 class Terminated(KeyboardInterrupt):
@@ -25,8 +25,9 @@ def exit_code(error: KeyboardInterrupt) -> int:
 class Interruption:
     """Whether somebody asked to stop."""
 
-    def __init__(self) -> None:
-        """Nobody has, yet."""
+    def __init__(self, waits_for: str) -> None:
+        """Nobody has, yet; whoever does is told what is waited for."""
+        self.notice = NOTICE.format(waits_for).encode()
         self.requested = False
         self.kind: type[KeyboardInterrupt] = KeyboardInterrupt
 
@@ -38,7 +39,7 @@ class Interruption:
         self.requested = True
         # Past Python's buffers, which the signal may have interrupted.
         with contextlib.suppress(OSError):
-            os.write(2, NOTICE)
+            os.write(2, self.notice)
 
     def stop(self, what: str) -> None:
         """End the work, of which `what` is saved."""
@@ -63,9 +64,13 @@ def handled(handler: Callable[[int, FrameType | None], None], signals: Sequence[
 
 
 @contextlib.contextmanager
-def deferred() -> Iterator[Interruption]:
-    """Signals set `requested` while the block runs: it must look, save, and call `stop`."""
-    interruption = Interruption()
+def deferred(waits_for: str = "what is computed is") -> Iterator[Interruption]:
+    """Signals set `requested` while the block runs: it must look, save, and call `stop`.
+
+    Args:
+        waits_for: what is saved first, with its verb.
+    """
+    interruption = Interruption(waits_for)
     with handled(interruption.request, SIGNALS):
         yield interruption
 

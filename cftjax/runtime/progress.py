@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import time
 from types import TracebackType
 
@@ -13,6 +14,16 @@ from rich.console import Console
 SECONDS = 10.0
 # Characters below which the bar is short, so that what stands beside it is not cut.
 NARROW = 100
+# Seconds back to which the rate is counted; one as old is kept, so that there always is one where work is slow.
+RECENT = 120.0
+
+
+def clock(seconds: float) -> str:
+    """A time to wait for, as exact as anybody needs it: 45 s, 12 min, 3 h 20 min."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
 class Progress:
@@ -34,7 +45,8 @@ class Progress:
         self.silent = jax.process_index() != 0
         self.bar: progress.Progress | None = None
         self.began = self.printed = time.monotonic()
-        self.first: tuple[int, float] | None = None
+        # How much was done when, the oldest first.
+        self.seen: collections.deque[tuple[float, int]] = collections.deque()
         self.last = ""
 
     def __enter__(self) -> Progress:
@@ -60,35 +72,43 @@ class Progress:
         """Show that `done` of `total` are done, with a few words such as the loss."""
         if self.silent:
             return
+        seconds = self._seconds_left(done, total)
         if self.console.is_terminal:
-            self._update_bar(done, total, text)
+            self._update_bar(done, total, "" if seconds is None else f"{clock(seconds)} left", text)
         else:
-            self._update_line(done, total, text)
+            self._update_line(done, total, "" if seconds is None else f", {clock(seconds)} left", text)
 
-    def _update_bar(self, done: int, total: int, text: str) -> None:
+    def _seconds_left(self, done: int, total: int) -> float | None:
+        """By the rate since the first news; None before the second.
+
+        What an earlier attempt had done, and the time before the first news, in which programs are compiled, say
+        nothing about the speed.
+        """
+        now = time.monotonic()
+        self.seen.append((now, done))
+        while len(self.seen) > 2 and self.seen[1][0] < now - RECENT:
+            self.seen.popleft()
+        since, at_first = self.seen[0]
+        if done == at_first or done >= total:
+            return None
+        return (total - done) * (now - since) / (done - at_first)
+
+    def _update_bar(self, done: int, total: int, left: str, text: str) -> None:
         bar = self.bar
         if bar is None:
             self.bar = bar = progress.Progress(
                 progress.TextColumn("{task.description}"),
                 progress.BarColumn(bar_width=10 if self.console.width < NARROW else 40),
                 progress.TextColumn("{task.completed:.0f}/{task.total:.0f} " + self.unit),
-                progress.TimeRemainingColumn(),
-                progress.TextColumn("{task.fields[text]}"),
+                progress.TextColumn("{task.fields[words]}"),
                 console=self.console,
             )
-            # What an earlier attempt had done says nothing about the speed.
-            bar.add_task(self.title, total=total, completed=done, text=text)
+            bar.add_task(self.title, total=total, completed=done, words="")
             bar.start()
-        bar.update(bar.task_ids[0], completed=done, total=total, text=text)
+        bar.update(bar.task_ids[0], completed=done, total=total, words=", ".join(w for w in (left, text) if w))
 
-    def _update_line(self, done: int, total: int, text: str) -> None:
+    def _update_line(self, done: int, total: int, left: str, text: str) -> None:
         now = time.monotonic()
-        if self.first is None:
-            # What an earlier attempt had done, and the time before the first news, say nothing about the speed.
-            self.first = done, now
-        at_first, since = self.first
-        rate = (done - at_first) / max(now - since, 1e-9)
-        left = f", {(total - done) / rate:.0f} s left" if rate > 0 and done < total else ""
         self.last = f"{self.title}: {done}/{total} {self.unit}{left}{', ' * bool(text)}{text}"
         if now - self.printed >= SECONDS:
             self.console.print(self.last, highlight=False, soft_wrap=True)

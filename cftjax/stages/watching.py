@@ -5,9 +5,16 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 
+from cftjax.cft.search import GENERATIONS_AT_ONCE
 from cftjax.cft.work import Progress as News
 from cftjax.runtime import interruption
 from cftjax.runtime.progress import Progress
+
+# Unit of progress -> what a signal waits for, since no program is left in its midst.
+WAITS_FOR = {
+    "generations": f"the {GENERATIONS_AT_ONCE} generations under way are done and",
+    "categories": "the category under way is done and",
+}
 
 
 @contextlib.contextmanager
@@ -16,14 +23,14 @@ def watched(title: str, unit: str, words: str = "", num_parts: int = 1) -> Itera
 
     Args:
         title: of the work, `Search`.
-        unit: of what is counted.
+        unit: of what is counted, one of WAITS_FOR.
         words: before the score that the news bring; empty where they bring none.
         num_parts: pieces of equal length that the work goes through, one after the other.
 
     Yields:
         The place of a piece to what it calls with its news.
     """
-    with interruption.deferred() as asked, Progress(title, unit=unit) as shown:
+    with interruption.deferred(WAITS_FOR[unit]) as asked, Progress(title, unit=unit) as shown:
         shown.say("compiling its programs")
 
         def of_part(place: int) -> News:

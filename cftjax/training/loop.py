@@ -83,7 +83,7 @@ def fit(source: Source, folder: Path, *, log: bool = False, mesh: Mesh | None = 
         if log and devices.is_primary():
             curves = tensorboard.Log(folder / tensorboard.FOLDER, after=training.history.step)
             training.log = stack.enter_context(curves)
-        shown.update(training.history.step, training.spec.num_steps, "compiling")
+        shown.say("compiling its programs")
         while not training.history.finished:
             training.step()
             if training.at_end_of_epoch():

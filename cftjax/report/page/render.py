@@ -18,11 +18,16 @@ from cftjax.report.page.settings import Setting
 
 SEARCH_FROM = 15
 CAPTIONS = {
-    "before_after": "Each category's score before and after fine-tuning, the largest rise first.",
-    "search_history": "The best validation score that the search had found after each generation.",
-    "reliability": "Probabilities against what is true: of all labels given 30 %, how many are present?",
+    "before_after": "Each category's score before (circle) and after (arrow) fine-tuning, the largest rise first. Blue "
+    "rose, orange fell; the two upright lines are the means of all categories.",
+    "search_history": "The best validation score that the search had found after each generation, on the left its mean. "
+    "The choice of the final heads does not rest on it alone: it has looked at validation too often.",
+    "reliability": "Probabilities against what is true: of all labels given 30 %, how many are present? The nearer to the "
+    "dashed line, the better; where few labels say so (right), a point may lie off it by chance.",
     "images": "Images drawn at random, with what is true of them and what the final heads say.",
 }
+# Rem of the page's width that an inch of a figure takes, so that all are lettered alike; they are drawn for 13 inches.
+REM_PER_INCH = 6.3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,11 +38,13 @@ class Figure:
         name: of CAPTIONS.
         content: of the file.
         kind: its media type, such as image/svg+xml.
+        inches: its width as drawn.
     """
 
     name: str
     content: bytes
     kind: str
+    inches: float = 8.0
 
 
 def render(
@@ -67,7 +74,7 @@ def render(
     ordered = sorted(MEAN, key=lambda name: name != metrics["metric"])
     versions = versions or {}
     return frame.substitute(
-        title=escape(f"Report of {title}"),
+        title=f"Report of {text.name(title, table.LONGEST_NAME)}",
         lead=_lead(metrics),
         means="".join(_mean(metrics[split], MEAN[name], split) for name in ordered),
         table_words=table.words(metrics),
@@ -165,16 +172,14 @@ def _mean(scores: dict[str, Any], mean: str, split: str) -> str:
 
 def _figure(figure: Figure) -> str:
     """A picture with its caption."""
-    caption = CAPTIONS[figure.name]
-    wide = "" if figure.name in ("before_after", "reliability") else " wide"
-    # On a phone a wide figure scrolls in its box: shrunken to the screen its words could not be read.
-    picture = f'<img src="{text.data_url(figure.content, figure.kind)}" alt="{escape(caption)}">'
-    box = (
-        f'<div class="box" tabindex="0" role="region" aria-label="{escape(caption)}">{picture}</div>'
-        if wide
-        else picture
+    caption = escape(CAPTIONS[figure.name])
+    drawn = "" if figure.name == "images" else " drawn"
+    # On a phone a figure scrolls in its box: shrunken to the screen its words could not be read.
+    return (
+        f'<figure class="plot{drawn}"><div class="box" style="--w:{REM_PER_INCH * figure.inches:.1f}rem" tabindex="0" '
+        f'role="region" aria-label="{caption}"><img src="{text.data_url(figure.content, figure.kind)}" alt="{caption}">'
+        f"</div><figcaption>{caption}</figcaption></figure>"
     )
-    return f'<figure class="plot{wide}">{box}<figcaption>{escape(caption)}</figcaption></figure>'
 
 
 def _facts(metrics: dict[str, Any], versions: Mapping[str, str]) -> str:
@@ -188,19 +193,25 @@ def _facts(metrics: dict[str, Any], versions: Mapping[str, str]) -> str:
         data[-1] += [f"{len(metrics['unopened'][split]):,}"] if unopened else []
     seconds = [["stage", "seconds"], *([name, f"{value:,.1f}"] for name, value in metrics["seconds"].items())]
     seconds.append(["all together", f"{sum(metrics['seconds'].values()):,.1f}"])
-    out = _fact("Data", data) + _fact("Time", seconds)
+    about_data = (
+        "Labels of all categories that are known to be present (+) or absent (-); the last share is of all labels that "
+        "there could be. Unknown ones enter no score."
+    )
+    about_time = "Of each stage when it was last made; one that was kept from an earlier command is not counted twice."
+    out = _fact("Data", about_data, data) + _fact("Time", about_time, seconds)
     if versions:
-        out += _fact("Versions", [["library", "version"], *([name, value] for name, value in versions.items())])
+        about = "Other versions give other last digits."
+        out += _fact("Versions", about, [["library", "version"], *([name, value] for name, value in versions.items())])
     return out
 
 
-def _fact(title: str, rows: Sequence[Sequence[str]]) -> str:
-    """A card with a table whose first row is its head."""
+def _fact(title: str, about: str, rows: Sequence[Sequence[str]]) -> str:
+    """A card with a table whose first row is its head, and a line that says how to read it."""
     head = "".join(f'<th scope="col">{escape(word)}' for word in rows[0])
     body = "".join(
         f'<tr><th scope="row">{escape(row[0])}' + "".join(f"<td>{escape(word)}" for word in row[1:]) for row in rows[1:]
     )
     return (
-        f'<section class="card"><h3>{title}</h3><div class="box" tabindex="0" role="region" aria-label="{title}">'
+        f'<section class="card"><h3>{title}</h3><p class="soft small">{about}</p><div class="box" tabindex="0" role="region" aria-label="{title}">'
         f"<table><thead><tr>{head}</thead><tbody>{body}</tbody></table></div></section>"
     )

@@ -64,4 +64,5 @@ def table(settings: Sequence[Setting]) -> str:
             f"<td><code>{escape(setting.value)}</code><td>{default}"
         )
     head = "".join(f'<th scope="col">{word}' for word in ("setting", "value", ""))
-    return f"<table><thead><tr>{head}</thead><tbody>{''.join(rows)}</tbody></table>"
+    words = "As in config.json. Those in colour differ from the defaults, which stand beside them."
+    return f"<p class='soft small'>{words}</p><table><thead><tr>{head}</thead><tbody>{''.join(rows)}</tbody></table>"

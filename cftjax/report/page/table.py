@@ -11,6 +11,8 @@ from cftjax.report import tables
 from cftjax.report.page import text
 from cftjax.types import word
 
+# A longer name is cut in its middle; the whole one, up to a limit, shows when pointed at.
+LONGEST_NAME, LONGEST_TITLE = 80, 500
 # Rows that show before a reader asks for all: thousands take a browser seconds to lay out.
 ROWS_AT_FIRST = 200
 
@@ -23,8 +25,9 @@ def words(metrics: dict[str, Any]) -> str:
     """How to read it."""
     split, metric = tables.reported_split(metrics), metrics["metric"]
     return escape(
-        f"{metric} and {_other(metrics)} in % on {split}, changes in points of {metric} with their 95 % intervals. "
-        "Known labels are those of training (+ present, - absent), from which tuning learns. Heads of columns sort."
+        f"{metric} and {_other(metrics)} in % on {split}, changes in points of {metric} with their 95 % intervals: a "
+        "change in colour is more than the drawing of the images explains. Known labels are those of training "
+        "(+ present, - absent), from which tuning learns. Heads of columns sort; table.csv beside this page has all."
     )
 
 
@@ -39,7 +42,7 @@ def column_heads(metrics: dict[str, Any]) -> Iterator[str]:
         left = ' class="t"' if kind == "text" else ""
         hint = f' title="{metric} of backbone and final, sorted by the change"' if head == "0 to 100 %" else ""
         label = escape(head)
-        for long in (other, split):  # too wide for one line
+        for long in (other, split, "known", "95 %", "0 to"):  # too wide for one line
             label = label.replace(f"{long} ", f"{long} <br>")
         yield f'<th scope="col" data-kind="{kind}"{left}><button type="button"{hint}>{label}</button></th>'
 
@@ -57,11 +60,11 @@ def rows(metrics: dict[str, Any]) -> Iterator[str]:
         chosen = escape(word(metrics["chosen"][i])) + (
             f' <span class="soft">({escape(reason)})</span>' if reason else ""
         )
-        name = escape(category)
+        name, title = (text.name(category, length) for length in (LONGEST_NAME, LONGEST_TITLE))
         yield "".join(
             [
                 "<tr>" if i < ROWS_AT_FIRST else "<tr hidden>",
-                f'<th scope="row" title="{name}">{name}' if len(category) > 16 else f'<th scope="row">{name}',
+                f'<th scope="row">{name}' if name == title else f'<th scope="row" title="{title}">{name}',
                 *(f"<td>{count:,}" for count in (train["positive"][i], train["negative"][i], reported["positive"][i])),
                 *(f"<td>{text.percent(score)}" for score in stages),
                 f'<td class="d" data-v="{text.UNDEFINED if value is None else round(100 * value, 4)}">',

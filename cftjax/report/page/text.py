@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import base64
+from html import escape
+
+from cftjax.text import cut, printable
 
 UNDEFINED = "–"  # noqa: RUF001
+
+
+def name(words: str, length: int) -> str:
+    """A stranger's name as HTML: control characters escaped, the middle of what is too long left out."""
+    return escape(cut(printable(words), length))
 
 
 def percent(value: float | None) -> str:

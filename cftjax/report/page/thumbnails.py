@@ -8,7 +8,7 @@ from typing import Any
 
 from cftjax.report import tables
 from cftjax.report.mistakes import Mistake, Mistakes
-from cftjax.report.page import text
+from cftjax.report.page import table, text
 
 OPEN_AT_FIRST = 10
 
@@ -40,7 +40,8 @@ def section(metrics: dict[str, Any], mistakes: Sequence[Mistakes] | None, calibr
 
 def _category(metrics: dict[str, Any], found: Mistakes, opened: bool) -> str:
     split = tables.reported_split(metrics)
-    name, score = metrics["categories"][found.category], metrics[split]["final"]["AP"][found.category]
+    name = text.name(metrics["categories"][found.category], table.LONGEST_NAME)
+    score = metrics[split]["final"]["AP"][found.category]
     kinds = (
         ("Absent, yet ranked high", "known absent", found.false_positives),
         ("Present, yet ranked low", "known present", found.false_negatives),
@@ -52,21 +53,20 @@ def _category(metrics: dict[str, Any], found: Mistakes, opened: bool) -> str:
             pairs = " pairs" if some[0].heat else ""
             lists += f'<div><h4>{title}</h4><div class="thumbs{pairs}">{figures}</div></div>'
     return (
-        f'<details class="card mistakes"{" open" if opened else ""}><summary><h3>{escape(name)}</h3>'
+        f'<details class="card mistakes"{" open" if opened else ""}><summary><h3>{name}</h3>'
         f'<span class="soft small">AP {text.percent(score)} %, {found.known:,} known</span></summary>'
         f'<div class="kinds">{lists}</div></details>'
     )
 
 
 def _thumbnail(one: Mistake, category: str, truth: str, known: int) -> str:
-    alt = escape(f"{one.name}: {category} is {truth}")
+    file, whole = (text.name(one.name, length) for length in (table.LONGEST_NAME, table.LONGEST_TITLE))
+    alt = f"{file}: {category} is {truth}"
     pictures = f'<img src="{text.data_url(one.jpeg, "image/jpeg")}" alt="{alt}">'
     if one.heat is not None:
-        pictures += (
-            f'<img src="{text.data_url(one.heat, "image/jpeg")}" alt="{escape(f"where the head sees {category}")}">'
-        )
+        pictures += f'<img src="{text.data_url(one.heat, "image/jpeg")}" alt="where the head sees {category}">'
     return (
         f'<figure><div class="pictures">{pictures}</div><figcaption>{100 * one.probability:.1f} %, '
-        f'rank {one.rank:,} of {known:,}<span title="{escape(one.name)}">{escape(one.name)}</span></figcaption>'
+        f'rank {one.rank:,} of {known:,}<span title="{whole}">{file}</span></figcaption>'
         "</figure>"
     )
