@@ -20,10 +20,10 @@ SEARCH_FROM = 15
 CAPTIONS = {
     "before_after": "Each category's score before (circle) and after (arrow) fine-tuning, the largest rise first. Blue "
     "rose, orange fell; the two upright lines are the means of all categories.",
-    "search_history": "The best validation score that the search had found after each generation, on the left its mean. "
+    "search_history": "The best validation score that the search found after each generation, on the left its mean. "
     "The choice of the final heads does not rest on it alone: it has looked at validation too often.",
-    "reliability": "Probabilities against what is true: of all labels given 30 %, how many are present? The nearer to the "
-    "dashed line, the better; where few labels say so (right), a point may lie off it by chance.",
+    "reliability": "Probabilities against what is true: of all labels given 30 %, how many are present? The nearer to "
+    "the dashed line, the better; where few labels say so (right), a point may lie off it by chance.",
     "images": "Images drawn at random, with what is true of them and what the final heads say.",
 }
 # Rem of the page's width that an inch of a figure takes, so that all are lettered alike; they are drawn for 13 inches.
@@ -212,6 +212,7 @@ def _fact(title: str, about: str, rows: Sequence[Sequence[str]]) -> str:
         f'<tr><th scope="row">{escape(row[0])}' + "".join(f"<td>{escape(word)}" for word in row[1:]) for row in rows[1:]
     )
     return (
-        f'<section class="card"><h3>{title}</h3><p class="soft small">{about}</p><div class="box" tabindex="0" role="region" aria-label="{title}">'
+        f'<section class="card"><h3>{title}</h3><p class="soft small">{about}</p>'
+        f'<div class="box" tabindex="0" role="region" aria-label="{title}">'
         f"<table><thead><tr>{head}</thead><tbody>{body}</tbody></table></div></section>"
     )
