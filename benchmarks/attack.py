@@ -1,13 +1,14 @@
 """Damage a finished run, hand over what is hostile, start hosts that differ: nothing may change unseen.
 
-    python benchmarks/attack.py [--flips 500] [--truncations 200] [--commands 12] [--hosts] [--run RUN] [--seed 0]
+    python benchmarks/attack.py [--flips 500] [--truncations 200] [--commands 12] [--hosts] [--names] [--run RUN]
 
 A bit is turned, or a file cut off, somewhere in a file of a run; then everything is read that the commands read of it:
 categories, settings, heads, embeddings, weights, decisions, scores, the state of the training. Allowed is that all of
 it is as before, or one error that names the run and says what to do; and `cftjax verify` must name the damage, but
 where the JSON of a file says the same as before. Of some of the damages real commands are given the run, and may end
 as before, or with exit code 1 and one line. Bundles and images that nobody should believe must be refused by name.
-With `--hosts` two processes are started that differ in something, and timed until both have ended.
+With `--hosts` two processes are started that differ in something, and timed until both have ended. With `--names`
+categories and files have names that no terminal, spreadsheet, page or card may obey (`attack_names.py`).
 
 Prints a table of each, and exits with 1 where anything was wrong. A run is made first, unless one is named.
 """
@@ -36,6 +37,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from attack_names import attack_names
 from PIL import Image
 
 from cftjax import runs, verify
@@ -463,6 +465,7 @@ def main() -> None:
     parser.add_argument("--truncations", type=int, default=200)
     parser.add_argument("--commands", type=int, default=12, help="damages that real commands are given")
     parser.add_argument("--hosts", action="store_true", help="start hosts that differ")
+    parser.add_argument("--names", action="store_true", help="send hostile names through every command")
     parser.add_argument("--run", type=Path, help="a finished run of cftjax.train, which is copied; made by default")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
@@ -481,6 +484,8 @@ def main() -> None:
             wrong += attack_commands(run, given.commands, given.seed, folder, SMALL)
         if given.hosts:
             wrong += attack_hosts(folder, SMALL)
+        if given.names:
+            wrong += attack_names(made(folder / "names"))
     print(f"wrong: {wrong}")
     sys.exit(wrong > 0)
 

@@ -168,3 +168,33 @@ def test_curves_of_a_model_have_one_colour_in_every_category_whoever_gives_it():
     np.testing.assert_allclose(roc.get_xydata(), [[0, 0], [0, 0], [20, 50], [100, 100]])
     nothing = figures.precision_recall_and_roc({"a": {}}, ["x"], split="test", num_categories=1)
     assert "no curve" in nothing.texts[0].get_text()
+
+
+@pytest.mark.parametrize("mean", [0.5, 0.82, 0.97])
+@pytest.mark.parametrize("c", [3, 80])
+def test_the_words_beside_the_means_and_above_the_changes_do_not_overlap(c, mean):
+    before = np.linspace(0.1, 0.5, c, dtype=np.float32)
+    after = np.clip(mean + np.linspace(-0.03, 0.03, c, dtype=np.float32), 0, 1)
+    figure = figures.before_after([f"c{i}" for i in range(c)], before, after, metric="AP", split="test")
+    pixels(figure)  # which lays it out
+    for ax in figure.axes:
+        boxes = {
+            t.get_text(): t.get_window_extent() for t in ax.texts if t.get_text().strip().startswith(("mean", "ch"))
+        }
+        assert len(boxes) == 3
+        change = boxes.pop("change")
+        assert not any(box.overlaps(change) for box in boxes.values())
+
+
+def test_names_of_models_and_categories_are_drawn_as_text_on_one_line():
+    hostile = ["_$\\undefined{$", "two\nlines \x1b[31m"]
+    bins = reliability.bins(np.full((4, 1), 0.5), np.ones((4, 1), bool), np.ones((4, 1), bool))
+    figure = figures.reliability({hostile[0]: bins, "b": bins}, split="test")
+    pixels(figure)
+    drawn = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert drawn[1].startswith(r" _\$\undefined{\$: calibration error")
+    half = np.array([0.4, 0.5], np.float32)
+    figure = figures.before_after(hostile, half, half + np.float32(0.1), metric="AP", split="test")
+    pixels(figure)
+    labels = {label.get_text() for label in figure.axes[0].get_yticklabels()}
+    assert labels == {"_$\\undefined{$", "two\\nlines \\x1b[31m"}

@@ -250,6 +250,15 @@ def many(c):
     }
 
 
+def test_names_are_shown_escaped_and_long_ones_without_their_middle():
+    content = many(2) | {"categories": ["\x1b[31m\nred", "left lung " + "x" * 400 + " upper lobe"]}
+    shown = Page(page.render(content, title="x\x07"))
+    assert shown.rows[0][0] == r"\x1b[31m\nred"
+    assert re.fullmatch(r"left lung x+…x+ upper lobe", shown.rows[1][0])
+    assert len(shown.rows[1][0]) == 80
+    assert r"Report of x\x07" in shown.text
+
+
 def test_of_thousands_of_categories_most_rows_wait_and_the_page_stays_small():
     text = page.render(many(5000), title="x")
     assert text.count("<tr hidden>") == 4800

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from matplotlib.figure import Figure
 
-from cftjax.figures.style import BLUE, GREY, INK, ORANGE, only_text, quiet
+from cftjax.figures.style import BLUE, GREY, INK, ORANGE, in_legend, only_text, quiet
 from cftjax.scores.reliability import Bins
 
 # Of the models in their order, the last one excepted.
@@ -31,7 +31,7 @@ def reliability(models: Mapping[str, Bins], *, split: str) -> Figure:
     for place, (name, bins) in enumerate(models.items()):
         colour, marker = (BLUE, "o") if place == len(models) - 1 else OTHERS[place % len(OTHERS)]
         filled = bins.count > 0
-        label = f"{name}: calibration error (ECE) {100 * bins.calibration_error:.1f} %"
+        label = f"{in_legend(name)}: calibration error (ECE) {100 * bins.calibration_error:.1f} %"
         ax.plot(
             100 * bins.predicted[filled],
             100 * bins.observed[filled],

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cftjax.figures.style import BLUE, GREY, INK, ORANGE, only_text, quiet, short
+from cftjax.figures.style import BLUE, GREY, INK, ORANGE, in_legend, only_text, quiet, short
 
 ROWS_PER_COLUMN, MOST_COLUMNS = 30, 3
 # Of all models but the last.
@@ -58,7 +58,7 @@ def score_intervals(
             colour, marker, _ = style(place, len(models))
             value, low, high = 100 * values[:, some]
             at = y + 0.7 * ((place + 0.5) / len(models) - 0.5)
-            label = f"{name} (mean {100 * means[name]:.1f})"
+            label = f"{in_legend(name)} (mean {100 * means[name]:.1f})"
             ax.hlines(at, low, high, color=colour, linewidth=1.6, alpha=0.6, zorder=2)
             ax.scatter(value, at, s=26, marker=marker, color=colour, zorder=3, label=label)
         ax.set_yticks(y, [short(categories[int(i)], 28) for i in some], parse_math=False)
@@ -130,7 +130,7 @@ def precision_recall_and_roc(
     figure.suptitle(f"{title}\n{some}" if some else title, fontsize=11, fontweight="bold", y=1 - 0.08 / height)
     for place, name in enumerate(names):
         colour, _, line = style(place, len(names))
-        figure.axes[0].plot([], [], color=colour, linestyle=line, label=short(name, 24))
+        figure.axes[0].plot([], [], color=colour, linestyle=line, label=in_legend(name, 24))
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower center", ncols=min(len(names), 2 * pairs), fontsize=8.5, frameon=False)
     return figure

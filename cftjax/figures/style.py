@@ -10,14 +10,23 @@ from typing import Literal
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from cftjax.text import printable
+
 GREY, BLUE, ORANGE, INK = "#8c8c8c", "#1766a6", "#c8500a", "#222222"
 MINUS = "\N{MINUS SIGN}"
 STEPS = [1, 2, 5, 10]  # between ticks, times a power of ten
 
 
 def short(name: str, length: int) -> str:
-    """A name cut to at most `length` characters."""
+    """A name on one line, cut to at most `length` characters."""
+    name = printable(name)
     return name if len(name) <= length else name[: length - 1] + "…"
+
+
+def in_legend(name: str, length: int = 60) -> str:
+    """A name as a label: matplotlib begins a formula at a dollar sign, and leaves out what begins with a line."""
+    words = short(name, length).replace("$", r"\$")
+    return f" {words}" if words.startswith("_") else words
 
 
 def signed(points: float) -> str:
