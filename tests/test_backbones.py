@@ -5,6 +5,7 @@ import json
 import types
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -35,6 +36,16 @@ def test_the_logits_are_those_of_torch(name):
     if net.pool is not None:
         # What a heat map shows adds up to what the head sees.
         np.testing.assert_allclose(np.mean(features, (1, 2)), z, atol=1e-5 * float(jnp.abs(z).max()))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_programs_for_any_number_of_images_can_be_exported(name):
+    family, config = SMALL[name]
+    net = nnx.eval_shape(lambda: family.module(config, rngs=nnx.Rngs(0)))
+    net.eval()
+    n, size = jax.export.symbolic_shape("n")[0], golden(name)["size"]
+    z = nnx.eval_shape(lambda net, x: net.embed(x), net, jax.ShapeDtypeStruct((n, size, size, 3), jnp.float32))
+    assert z.shape == (n, net.dim)
 
 
 @pytest.mark.parametrize("name", ["densenet", "dinov3"])

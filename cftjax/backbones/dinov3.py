@@ -6,12 +6,12 @@ Source: O. Siméoni et al., "DINOv3" (arXiv 2508.10104, 2025). Its ConvNeXts are
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Float
 
@@ -91,12 +91,11 @@ def rotation(rows: int, columns: int, channels: int) -> Rotation:
         columns: of patches.
         channels: of one head.
     """
-    periods = BASE ** (jnp.arange(channels // 4) / (channels // 4))
-    y, x = (2 * (jnp.arange(n) + 0.5) / n - 1 for n in (rows, columns))
-    places = jnp.stack(jnp.meshgrid(y, x, indexing="ij"), axis=-1).reshape(-1, 2, 1)
-    angles = (2 * math.pi * places / periods[None, None]).reshape(rows * columns, channels // 2)
-    angles = jnp.concatenate([angles, angles], axis=1)
-    return jnp.cos(angles), jnp.sin(angles)
+    periods = BASE ** (np.arange(channels // 4) / (channels // 4))
+    y, x = (2 * (np.arange(n) + 0.5) / n - 1 for n in (rows, columns))
+    places = np.stack(np.meshgrid(y, x, indexing="ij"), axis=-1).reshape(-1, 2, 1)
+    angles = np.tile((2 * np.pi * places / periods).reshape(rows * columns, channels // 2), 2)
+    return jnp.asarray(np.cos(angles), jnp.float32), jnp.asarray(np.sin(angles), jnp.float32)
 
 
 def rotated(x: Float[jax.Array, "n t h k"], turn: Rotation, first: int) -> Float[jax.Array, "n t h k"]:
@@ -194,11 +193,11 @@ class DINOv3(nnx.Module):
         Raises:
             ValueError: the images are no whole number of patches high or wide.
         """
-        config, n = self.config, len(images)
+        config = self.config
         turn = rotation(*transformer.patch_grid(images, config.patch), config.width // config.heads)
         extra = jnp.concatenate([self.class_token.get_value(), self.registers.get_value()]).astype(self.dtype)
-        x = self.patches(images).reshape(n, -1, config.width)
-        x = jnp.concatenate([transformer.repeated(extra, n), x], axis=1)
+        x = self.patches(images).reshape(images.shape[0], -1, config.width)
+        x = jnp.concatenate([transformer.repeated(extra, x), x], axis=1)
         return self.norm(transformer.run_blocks(self.blocks, x, turn, remat=self.remat))
 
     def features(self, images: Float[jax.Array, "n h w 3"]) -> Float[jax.Array, "n y x d"]:
@@ -219,7 +218,7 @@ class DINOv3(nnx.Module):
         self, tokens: Float[jax.Array, "n t d"], images: Float[jax.Array, "n h w 3"]
     ) -> Float[jax.Array, "n y x d"]:
         grid = transformer.patch_grid(images, self.config.patch)
-        return tokens[:, 1 + self.config.registers :].reshape(len(images), *grid, self.config.width)
+        return tokens[:, 1 + self.config.registers :].reshape(images.shape[0], *grid, self.config.width)
 
 
 class _Names(NamedTuple):

@@ -82,7 +82,7 @@ class Summary(nnx.Module):
     def __call__(self, tokens: Float[jax.Array, "n t d"]) -> Float[jax.Array, "n d"]:
         """One vector per image."""
         n, t, d = tokens.shape
-        query = transformer.repeated(self.query(self.probe.get_value()), n).reshape(n, 1, self.heads, -1)
+        query = transformer.repeated(self.query(self.probe.get_value()), tokens).reshape(n, 1, self.heads, -1)
         key, value = jnp.moveaxis(self.key_value(tokens).reshape(n, t, 2, self.heads, -1), 2, 0)
         x = self.out(jax.nn.dot_product_attention(query, key, value).reshape(n, d))
         return x + self.narrow(layers.gelu_tanh(self.widen(self.norm(x))))
@@ -142,10 +142,10 @@ class SigLIP(nnx.Module):
             ValueError: the images are no whole number of patches high or wide.
         """
         grid = transformer.patch_grid(images, self.config.patch)
-        x = self.patches(images).reshape(len(images), -1, self.config.width)
+        x = self.patches(images).reshape(images.shape[0], -1, self.config.width)
         positions = transformer.resized_positions(self.positions.get_value(), *grid)
         x = transformer.run_blocks(self.blocks, x + positions[None].astype(self.dtype), remat=self.remat)
-        return self.norm(x).reshape(len(images), *grid, self.config.width)
+        return self.norm(x).reshape(images.shape[0], *grid, self.config.width)
 
     def depth_groups(self) -> tuple[tuple[str, ...], ...]:
         """What makes the tokens, every block, and what sums them up."""
@@ -157,7 +157,7 @@ class SigLIP(nnx.Module):
         maps = self.features(images)
         if self.pool is not None:
             return self.pool(maps)
-        return self.summary(maps.reshape(len(images), -1, self.config.width)).astype(jnp.float32)
+        return self.summary(maps.reshape(images.shape[0], -1, self.config.width)).astype(jnp.float32)
 
 
 class _Names(NamedTuple):

@@ -32,7 +32,7 @@ def padded_attention(
     """Attention over tokens padded to a multiple of eight, which cuDNN asks for; padding is not attended to."""
     tokens = query.shape[1]
     query, key, value = (jnp.pad(x, ((0, 0), (0, -tokens % 8), (0, 0), (0, 0))) for x in (query, key, value))
-    lengths = jnp.full(len(query), tokens, jnp.int32)
+    lengths = jnp.full(query.shape[0], tokens, jnp.int32)
     mixed = jax.nn.dot_product_attention(
         query, key, value, query_seq_lengths=lengths, key_value_seq_lengths=lengths, implementation=implementation
     )
@@ -133,9 +133,9 @@ def resized_positions(positions: Float[jax.Array, "g d"], rows: int, columns: in
     return jax.image.resize(positions.reshape(grid, grid, width), (rows, columns, width), "cubic").reshape(-1, width)
 
 
-def repeated(tokens: Float[jax.Array, "t d"], n: int) -> Float[jax.Array, "n t d"]:
-    """The same tokens for each of n images."""
-    return jnp.broadcast_to(tokens[None], (n, *tokens.shape))
+def repeated(tokens: Float[jax.Array, "t d"], images: Float[jax.Array, "n ..."]) -> Float[jax.Array, "n t d"]:
+    """The same tokens for each of the images."""
+    return jnp.broadcast_to(tokens[None], (images.shape[0], *tokens.shape))
 
 
 def run_blocks(

@@ -132,8 +132,8 @@ class ViT(nnx.Module):
         Raises:
             ValueError: the images are no whole number of patches high or wide.
         """
-        grid, n = transformer.patch_grid(images, self.config.patch), len(images)
-        x = self.patches(images).reshape(n, -1, self.config.width)
+        grid = transformer.patch_grid(images, self.config.patch)
+        x = self.patches(images).reshape(images.shape[0], -1, self.config.width)
         positions = self.positions.get_value()
         first = positions[:1] if self.config.class_position else jnp.zeros_like(positions[:1])
         positions = transformer.resized_positions(positions[self.config.class_position :], *grid)
@@ -142,7 +142,7 @@ class ViT(nnx.Module):
         if self.registers is not None:
             extra.append(self.registers.get_value())
         extra = jnp.concatenate(extra).astype(self.dtype)
-        x = jnp.concatenate([transformer.repeated(extra, n), x], axis=1)
+        x = jnp.concatenate([transformer.repeated(extra, x), x], axis=1)
         return self.norm(transformer.run_blocks(self.blocks, x, remat=self.remat))
 
     def features(self, images: Float[jax.Array, "n h w 3"]) -> Float[jax.Array, "n y x d"]:
