@@ -102,7 +102,8 @@ def describe(name: str, lower: Callable[[Mesh], Any], mesh: Mesh, folder: Path |
         (folder / (re.sub(r"\W+", "-", name) + ".hlo")).write_text(text)
     memory = compiled.memory_analysis()
     arguments, temporaries = memory.argument_size_in_bytes / 2**30, memory.temp_size_in_bytes / 2**30
-    calls = collections.Counter(re.findall(r'custom_call_target="__(\w+)\$', text))
+    # `__cudnn$convForward`, or `cusolver_syevd_ffi`.
+    calls = collections.Counter(re.findall(rf'custom_call_target="_*({"|".join(LIBRARIES)})[$_]', text))
     libraries = ", ".join(f"{number} {LIBRARIES.get(each, each)}" for each, number in calls.items())
     fused, sorts = len(re.findall(r" fusion\(", text)), len(re.findall(r" sort\(", text))
     cells = f"{arguments:.2f}", f"{temporaries:.2f}", f"{fused}", f"{sorts}", libraries, f"{traced - begun:.0f}"
