@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 WORKDIR ?= runs/digits
 
-.PHONY: run test lint types notebooks docs audit licences release lock clean
+.PHONY: run test lint types notebooks outputs docs audit licences release lock clean
 
 run: $(VENV)/run.stamp
 	$(BIN)/python -m cftjax.train --workdir $(WORKDIR)
@@ -22,6 +22,10 @@ types: $(VENV)/test.stamp
 
 notebooks: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -m notebooks
+
+# What the notebooks show, kept in them; of torch as well where it is installed.
+outputs: run $(VENV)/test.stamp
+	CFTJAX_RUN=$(WORKDIR) $(BIN)/python .ci/notebooks.py
 
 $(BIN)/python:
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'cftjax needs Python 3.11 or newer; name one with: make run PYTHON=python3.11')"
@@ -52,7 +56,7 @@ release: $(VENV)/test.stamp
 	$(BIN)/python .ci/release.py
 
 # The newest versions that work together, for every supported Python; needs uv. constraints.txt has those of all extras
-# but accelerators', DICOM, the hub, ONNX and the preparing of TFDS, for `pip install -c`; requirements/ the same ones with
+# but accelerators', DICOM, the hub, ONNX, W&B, MLflow and the preparing of TFDS, for `pip install -c`; requirements/ the same ones with
 # the hashes of PyPI's files.
 COMPILE = uv pip compile pyproject.toml --group build --universal --python-version 3.11 --fork-strategy fewest \
   --no-header --no-annotate --no-emit-index-url --quiet

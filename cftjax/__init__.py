@@ -2,8 +2,8 @@
 
 With arrays: `fine_tune`, `CategoryWiseFineTuner` (the same as an estimator of scikit-learn), or the parts `search`,
 `polish` and `choose`; scores in `metrics`, losses in `losses`. With a run that `cftjax train` or `cftjax finetune`
-made: `open_run`. With images: `load`, the model of a run. With a model of
-PyTorch or Keras: `cftjax.torch.fine_tune`, `cftjax.keras.fine_tune`.
+made: `open_run`. With images: `load`, the model of a run, here or on the Hugging Face hub. With a model of PyTorch or
+Keras: `cftjax.torch.fine_tune`, `cftjax.keras.fine_tune`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from cftjax.cft.tuning import fine_tune
 from cftjax.config import TuningConfig, with_recipe
 from cftjax.decisions import Decisions
 from cftjax.estimator import CategoryWiseFineTuner
-from cftjax.inference.model import Model, load
+from cftjax.inference.loading import load
+from cftjax.inference.model import Model
 from cftjax.runs import Run
 from cftjax.types import Embeddings, Heads
 

@@ -17,6 +17,7 @@ COMMANDS = {
     "predict": "probabilities and decisions for images",
     "evaluate": "score runs and files of predictions, and their ensemble",
     "export": "a run as one file: StableHLO, safetensors or ONNX",
+    "push": "a run to the Hugging Face hub, from which load and predict take it as hf:USER/NAME",
     "verify": "is a run what was written? what to delete where it is not",
     "sweep": "the paper's table: modes of unknown labels at several known proportions",
     "data": "look at a data set before training: summary, check",

@@ -12,6 +12,8 @@ import tyro
 from cftjax import unknowns
 from cftjax.metrics import Metric
 
+# Where curves go; `runtime.tracking` knows how.
+Log = Literal["tensorboard", "wandb", "mlflow"]
 PickRule = Literal["best", "one_se", "cross_validated", "shrunken"]
 Rule = Literal["shared", "best", "one_se", "cross_validated", "shrunken"]
 # A mode of unknown labels by its name: the rows of one table, which holds all else that is known of them.
@@ -492,9 +494,9 @@ class TuningConfig:
     choose: ChooseConfig = field(default_factory=ChooseConfig)
     decide: DecideConfig = field(default_factory=DecideConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
-    tensorboard: bool = False
-    """Log curves for TensorBoard, beside the results of each stage; needs the extra `tensorboard`. No stage is made
-    anew for it."""
+    log: tuple[Log, ...] = ()
+    """Where curves are logged: for TensorBoard beside the results of each stage, to Weights & Biases and MLflow with
+    settings, scores and the report's tables. Each needs the extra of its name. No stage is made anew for it."""
     seed: int = 0
     """Seed of initial weights, order, augmentation and search; the data have their own."""
 

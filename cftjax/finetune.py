@@ -20,7 +20,7 @@ from cftjax import cli, options, runs, short_help
 from cftjax.config import HostsConfig, TuningConfig, with_recipe
 from cftjax.data import leaks
 from cftjax.embeddings import bundles
-from cftjax.runtime import devices, hosts, tensorboard
+from cftjax.runtime import devices, hosts, tracking
 from cftjax.stages import backbone, heads
 
 
@@ -57,8 +57,7 @@ def main() -> None:
     default = with_recipe(Finetuning(), cli.recipe_of(words))
     description = inspect.cleandoc(Finetuning.__doc__ or "")
     config: Finetuning = short_help.parse(Finetuning, default, words, "cftjax finetune", description)
-    if config.tensorboard:
-        tensorboard.check()
+    tracking.check(config.log)
     hosts.join(config.hosts, config)
     config = dataclasses.replace(config, hosts=HostsConfig())  # which is no setting of the run
     reading = functools.partial(bundles.read, config.file, head=config.head, minus_one=config.minus_one)
@@ -72,7 +71,7 @@ def main() -> None:
             warnings.warn(f"{config.file}: {leak}.", stacklevel=2)
     digest = bundles.fingerprint(config.file, config.head, config.minus_one)
     run = runs.create(config.workdir, config, categories, digest)
-    with run.writing():
+    with run.writing(), run.tracked(config.log):
         made_from = backbone.take_over(run, embeddings, last_layer, digest)
         reported = heads.tune(run, config, made_from)
     if not devices.is_primary():

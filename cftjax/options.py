@@ -24,6 +24,9 @@ MEANT = {
     **dict.fromkeys(("--num-workers", "--workers"), "--input.workers"),
     **dict.fromkeys(("--output", "--output-dir", "--out", "--save-dir", "--run"), "--workdir, or -o,"),
     **dict.fromkeys(("--gpu", "--gpus", "--device", "--devices", "--cuda", "--cpu"), DEVICES),
+    **dict.fromkeys(("--tensorboard", "--tensorboard-dir"), "--log tensorboard"),
+    **dict.fromkeys(("--wandb", "--use-wandb"), "--log wandb"),
+    "--mlflow": "--log mlflow",
     "--resume": "The same command with the same --workdir goes on where it stood",
 }
 

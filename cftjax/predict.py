@@ -21,18 +21,19 @@ import numpy as np
 import tyro
 from jaxtyping import Bool, Float, UInt8
 
-from cftjax import cli, figures, runs
+from cftjax import cli, figures
 from cftjax.config import InputConfig
 from cftjax.data.reading import finding, images
 from cftjax.embeddings import embed
+from cftjax.inference import loading
 from cftjax.inference import model as models
 from cftjax.inference import output as predicted
 from cftjax.inference.kept import Block, Kept
 from cftjax.inference.model import Model, View
 from cftjax.inference.output import Rows
-from cftjax.runtime import digests, hosts, storage
+from cftjax.runtime import hosts, storage
 from cftjax.runtime.progress import Progress
-from cftjax.text import closest, few
+from cftjax.text import closest, cut, few, printable
 
 # Errors printed at the end; the output has them all.
 MOST_PRINTED = 10
@@ -49,7 +50,7 @@ class Predicting:
     """
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """The run: the --workdir of its training."""
+    """The run: the --workdir of its training, or hf:USER/NAME of the Hugging Face hub."""
     paths: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PATH…")]
     """Images, folders, patterns, tables; an image named twice has one row."""
     output: Annotated[Path, tyro.conf.arg(aliases=("-o",))]
@@ -120,7 +121,8 @@ def main() -> None:
     options: Any = tyro.cli(Predicting, prog="cftjax predict")
     check(options)
     names, files = finding.find(options.paths)
-    model = models.load(options.run)
+    options = dataclasses.replace(options, run=loading.found(options.run))
+    model = loading.load(options.run)
     for name in options.heatmaps_of:
         if name not in model.categories:
             raise ValueError(f"--heatmaps-of {name}: no such category; the model {closest(name, model.categories)}")
@@ -188,7 +190,7 @@ def look(model: Model, names: Sequence[str], files: Sequence[Path], size: int, k
 def key_of(names: Sequence[str], files: Sequence[Path], size: int, options: Predicting) -> str:
     """A digest of all that the predictions depend on: run, images, options, this code, and how rows are computed."""
     digest = hashlib.sha256(hosts.code().encode())
-    run = [digests.of_file(options.run / digests.CONFIG), runs.standing(options.run)]
+    run = loading.standing(options.run)
     told = [list(options.tta), str(options.heatmaps), options.heatmaps_at_most, list(options.heatmaps_of)]
     digest.update(json.dumps([run, told, size * jax.device_count()]).encode())
     for name, file in zip(names, files, strict=True):
@@ -276,11 +278,11 @@ def say(model: Model, names: Sequence[str], errors: dict[int, str], positive: np
         print(f"and {len(errors) - MOST_PRINTED:,} more; the column error has them all", file=sys.stderr)
     fitted = model.decisions.fitted_on
     if fitted.note:
-        print(f"Thresholds and calibration: {fitted.note}.")
+        print(f"Thresholds and calibration: {printable(fitted.note)}.")
     for note in dict.fromkeys(model.decisions.notes.values()):
-        print(f"Decisions of {few([c for c, own in model.decisions.notes.items() if own == note])}: {note}.")
+        print(f"Decisions of {few([c for c, own in model.decisions.notes.items() if own == note])}: {printable(note)}.")
     often = np.argsort(-positive, kind="stable")[:10]
-    counts = [f"{model.categories[c]} {positive[c]:,}" for c in often if positive[c]]
+    counts = [f"{cut(printable(model.categories[c]))} {positive[c]:,}" for c in often if positive[c]]
     print(f"Decided positive: {', '.join(counts) or 'nothing'}{', …' if (positive > 0).sum() > 10 else ''}")
     unread = f", {len(errors):,} of them could not be read" if errors else ""
     print(f"{len(names):,} images{unread}: {options.output}")

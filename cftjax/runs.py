@@ -25,10 +25,12 @@ import numpy as np
 from jaxtyping import Float
 
 from cftjax import decisions, text
+from cftjax.config import Log
 from cftjax.decisions import Decisions
 from cftjax.embeddings import embed
-from cftjax.runtime import devices, digests, hosts, storage
+from cftjax.runtime import devices, digests, hosts, storage, tracking
 from cftjax.runtime.settings import differences, plain
+from cftjax.runtime.tracking import Tracking
 from cftjax.types import SPLITS, STAGES, Embeddings, Heads
 
 FORMAT = 1
@@ -87,6 +89,11 @@ class Run:
         """
         self.folder = Path(folder)
         path = self.folder / "config.json"
+        if not path.is_file() and self.folder.parts[:1] and self.folder.parts[0].startswith("hf:"):
+            raise ValueError(
+                f"{self.folder}: this needs a whole run, and embeddings, labels and settings are never pushed to the "
+                "hub: give its folder, or use cftjax predict"
+            )
         if not path.is_file():
             raise FileNotFoundError(
                 f"{self.folder} is not a run (it has no config.json); give the --workdir of a training"
@@ -97,6 +104,8 @@ class Run:
                 f"{path} has format {written['format']}, this version reads up to {FORMAT}: upgrade cftjax"
             )
         self.config = digests.unsealed(path, _record(path, CONFIG, CONFIG_MEND), UNSEALED)
+        # Where curves go beside the run's own files, while `tracked`.
+        self.tracking = Tracking()
         self.categories: tuple[str, ...] = text.names(self.config["categories"], f"the categories of {path}")
 
     def heads(self, stage: str) -> Heads:
@@ -192,6 +201,16 @@ class Run:
             recorded = storage.record_digests(folder)
             done = {"complete": True, "seconds": spent + time.monotonic() - began, "digests": recorded}
             storage.write_json(record, digests.sealed(content | done))
+
+    @contextlib.contextmanager
+    def tracked(self, names: Sequence[Log]) -> Iterator[None]:
+        """Until the block ends, curves, settings and results go where the option --log says, from the first host."""
+        if not names or not devices.is_primary():
+            yield
+            return
+        with tracking.opened(names, self.folder, self.config) as self.tracking:
+            yield
+        self.tracking = Tracking()
 
     def seconds(self) -> dict[str, float]:
         """Stage -> seconds spent on it, over all attempts that were not killed outright."""

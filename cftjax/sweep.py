@@ -26,7 +26,7 @@ from cftjax.default import get_config
 from cftjax.metrics import MEAN
 from cftjax.report import sweep_scores, sweep_table
 from cftjax.report.sweep_scores import FULL, RunScores, SweepScores
-from cftjax.runtime import devices, hosts, storage
+from cftjax.runtime import devices, hosts, storage, tracking
 from cftjax.stages import backbone, heads
 from cftjax.types import SPLITS, Dataset
 from cftjax.unknowns import MODES
@@ -65,6 +65,7 @@ def main() -> None:
         suffix="-sweep",
     )
     check(sweep)
+    tracking.check(sweep.config.log)
     hosts.join(sweep.hosts, sweep)
     config, seeds, tuned = sweep.config, sweep.seeds or (sweep.config.seed,), sweep.tuned or sweep.unknowns
     reading = functools.partial(preflight.load, config.data, allow_missing=config.input.on_bad_image == "skip")

@@ -17,7 +17,7 @@ from cftjax.config import Config
 from cftjax.data import preflight
 from cftjax.default import get_config
 from cftjax.report import folds
-from cftjax.runtime import devices, hosts, tensorboard
+from cftjax.runtime import devices, hosts, tracking
 from cftjax.stages import backbone, heads, outcome
 from cftjax.types import Dataset
 
@@ -28,8 +28,7 @@ def main() -> None:
         "Train a multi-label classifier from partial labels, then tune each category's head.", get_config
     )
     config = experiment.config
-    if config.tensorboard:
-        tensorboard.check()
+    tracking.check(config.log)
     # Before anything asks for devices: from here on all hosts do the same.
     hosts.join(experiment.hosts, experiment)
     reading = functools.partial(preflight.load, config.data, allow_missing=config.input.on_bad_image == "skip")

@@ -18,14 +18,22 @@ CATEGORIES = ("cat", "dog | wolf", "owl")
 SIZE = 16
 
 
-def make(folder, *, backbone=True, calibration="platt", splits=("train", "validation", "test"), labels=None):
+def make(
+    folder,
+    *,
+    backbone=True,
+    calibration="platt",
+    splits=("train", "validation", "test"),
+    labels=None,
+    categories=CATEGORIES,
+):
     rng = np.random.default_rng(0)
     if backbone:
         config = Config(data=DigitsData(), labels=labels or LabelsConfig(), seed=3)
         preprocessing = Preprocessing(SIZE, (0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
     else:
         config, preprocessing = Finetuning(file=folder / "elsewhere" / "mine.npz"), None
-    run = runs.create(folder, config, CATEGORIES, "f1f2", preprocessing)
+    run = runs.create(folder, config, categories, "f1f2", preprocessing)
     dim = write_backbone(run, rng) if backbone else 5
     kernel, bias = 10 * rng.normal(size=(3, dim)) / np.sqrt(dim), rng.normal(size=3)
     final = Heads(kernel.astype(np.float32), bias.astype(np.float32))
@@ -40,7 +48,7 @@ def make(folder, *, backbone=True, calibration="platt", splits=("train", "valida
     seen = run.embeddings(judge)
     config = DecideConfig(calibration=calibration)
     fitted = decisions.fit(
-        np.asarray(final(seen.z)), seen.labels, seen.known, config, categories=CATEGORIES, split=judge
+        np.asarray(final(seen.z)), seen.labels, seen.known, config, categories=categories, split=judge
     )
     decisions.write(folder / "decisions" / runs.DECISIONS, fitted)
     chosen = {"chosen": ["polish"] * 3, "untuned": {"owl": "too few"}, "scores": {"polish": [0.5, 0.7, None]}}

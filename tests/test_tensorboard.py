@@ -2,11 +2,12 @@ import dataclasses
 import signal
 import struct
 
+import made_run
 import numpy as np
 import pytest
 from test_training_loop import BATCH, STEPS_PER_EPOCH, config, dataset, fit, send_after, tiny  # noqa: F401
 
-from cftjax.runtime import storage, tensorboard
+from cftjax.runtime import storage, tensorboard, tracking
 from cftjax.stages import heads
 from cftjax.training import loop
 from cftjax.training.optimizer import schedule
@@ -32,7 +33,7 @@ def events(folder):
 
 def test_an_interrupted_training_logs_every_step_once_and_what_it_did(tmp_path, tiny, monkeypatch):  # noqa: F811
     pytest.importorskip("tensorboardX")
-    logged = dataclasses.replace(config(), tensorboard=True)
+    logged = dataclasses.replace(config(), log=("tensorboard",))
     history = fit(dataset(), logged, tmp_path / "whole")
     whole = events(tmp_path / "whole" / "tensorboard")
 
@@ -75,8 +76,8 @@ def test_curves_hold_the_mean_in_which_a_stopped_category_keeps_its_score(tmp_pa
     pytest.importorskip("tensorboardX")
     scores = np.array([[0.1, 0.5, np.nan], [0.2, np.nan, np.nan], [0.3, np.nan, np.nan]], np.float32)
     for _ in range(2):  # anew, and not twice
-        tensorboard.write_curves(tmp_path, "search/mAP", ["a", "<b>", "c"], scores)
-    found = events(tmp_path)
+        tracking.Tracking(tensorboard=True).write(tmp_path, "search/mAP", ["a", "<b>", "c"], scores)
+    found = events(tmp_path / tensorboard.FOLDER)
     assert set(found) == {"search/mAP", "search/mAP_by_category/a", "search/mAP_by_category/<b>"}
     np.testing.assert_allclose(found["search/mAP"], [(0, 0.3), (1, 0.35), (2, 0.4)], rtol=1e-6)
     assert len(found["search/mAP_by_category/<b>"]) == 1
@@ -85,18 +86,18 @@ def test_curves_hold_the_mean_in_which_a_stopped_category_keeps_its_score(tmp_pa
 def test_of_too_many_categories_only_the_mean_is_logged(tmp_path, monkeypatch):
     pytest.importorskip("tensorboardX")
     monkeypatch.setattr(tensorboard, "MOST_POINTS", 5)
-    tensorboard.write_curves(tmp_path, "search/mAP", ["a", "b"], np.ones((3, 2), np.float32))
-    assert set(events(tmp_path)) == {"search/mAP"}
+    tracking.Tracking(tensorboard=True).write(tmp_path, "search/mAP", ["a", "b"], np.ones((3, 2), np.float32))
+    assert set(events(tmp_path / tensorboard.FOLDER)) == {"search/mAP"}
 
 
 def test_without_the_writer_the_option_is_refused_with_what_to_install(monkeypatch):
-    monkeypatch.setattr(tensorboard.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"needs tensorboardX: pip install .*tensorboardX"):
-        tensorboard.check()
+    monkeypatch.setattr(tracking.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"--log tensorboard needs tensorboardX: pip install .*tensorboardX"):
+        tracking.check(["tensorboard"])
 
 
 def test_a_polish_of_an_older_version_without_scores_is_left_out_with_what_to_do(tmp_path):
     storage.write_arrays(tmp_path / "kept.npz", {"pull": np.zeros((1, 2)), "step": np.zeros((1, 2))})
     with pytest.warns(UserWarning, match=r"older version, which kept no scores .*delete the folder"):
-        heads._log("polish", tmp_path, ["a", "b"], config())
+        heads._log("polish", tmp_path, made_run.make(tmp_path / "run"), config())
     assert not (tmp_path / tensorboard.FOLDER).exists()

@@ -16,6 +16,7 @@ from cftjax.data.reading.images import ImageError
 from cftjax.embeddings import embed
 from cftjax.input import augment
 from cftjax.runtime import checkpoints, devices, storage
+from cftjax.runtime.tracking import Tracking
 from cftjax.training import classifier, images, loop, mixing, source
 from cftjax.training import state as states
 from cftjax.training import step as train_step
@@ -76,7 +77,8 @@ def dataset(change=None, validation=True, steps_per_epoch=STEPS_PER_EPOCH):
 
 
 def fit(content, settings, folder):
-    return loop.fit(images.of_experiment(content, settings), folder, log=settings.tensorboard)
+    log = Tracking(tensorboard="tensorboard" in settings.log)
+    return loop.fit(images.of_experiment(content, settings), folder, log=log)
 
 
 def spec_and_state(mesh=None, dtype=jnp.float32, **changes):

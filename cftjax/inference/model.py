@@ -271,6 +271,14 @@ def check(given: Images) -> None:
             raise ValueError(f"image {row} is {image.dtype}: give uint8, grey levels from 0 to 255")
 
 
+def no_backbone(folder: str | os.PathLike[str]) -> str:
+    """What is said of a run that knows embeddings and no images."""
+    return (
+        f"{folder} was made from embeddings and has no backbone to see images with: embed them as before, and use "
+        "cftjax.open_run(...).heads('final') and .decisions()"
+    )
+
+
 def load(folder: str | os.PathLike[str]) -> Model:
     """The model of a finished run, from its folder alone.
 
@@ -284,10 +292,7 @@ def load(folder: str | os.PathLike[str]) -> Model:
     run = Run(Path(folder))
     stored = run.config["preprocessing"]
     if stored is None:
-        raise ValueError(
-            f"{folder} was made from embeddings and has no backbone to see images with: embed them as before, and use "
-            "cftjax.open_run(...).heads('final') and .decisions()"
-        )
+        raise ValueError(no_backbone(folder))
     if not (run.folder / "heads" / "final" / "heads.npz").is_file():
         raise FileNotFoundError(f"{folder} is not finished: the command that began it goes on with it")
     decisions = run.decisions()

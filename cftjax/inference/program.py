@@ -11,9 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from cftjax import backbones
+from cftjax.backbones import Backbone
 from cftjax.config import BackboneConfig
 from cftjax.decisions import UNFITTED, Decisions
 from cftjax.input.preprocessing import Preprocessing
@@ -125,19 +127,43 @@ def _variables(module: nnx.Module) -> dict[str, Any]:
 
 def _embedding(description: dict[str, Any], arrays: dict[str, np.ndarray]) -> Function:
     """Images uint8 [n s s 3] to embeddings [n d], by the architecture's name and the arrays alone."""
-    config = BackboneConfig(name=description["architecture"], pooling=description["pooling"])
-    module = nnx.eval_shape(lambda: backbones.create(config, nnx.Rngs(0)))
-    module.eval()
-    graphdef, state = nnx.split(module, (nnx.Param, nnx.BatchStat))
-    for path, variable in nnx.to_flat_state(state):
-        variable.set_value(jnp.asarray(arrays[f"backbone.{'.'.join(map(str, path))}"]))
-    variables = nnx.as_pure(state)
+    graphdef, variables = _split(description, arrays)
     normalisation = Preprocessing.from_json(description["preprocessing"]).normalisation
 
     def embed(images: jax.Array) -> jax.Array:
         return nnx.merge(graphdef, variables).embed(normalisation(images))
 
     return embed
+
+
+def _split(
+    description: dict[str, Any], arrays: dict[str, np.ndarray], dtype: DTypeLike = jnp.float32
+) -> tuple[Any, Any]:
+    """Structure and values of the backbone.
+
+    Raises:
+        ValueError: for an array of another shape than the architecture has there.
+    """
+    config = BackboneConfig(name=description["architecture"], pooling=description["pooling"])
+    module = nnx.eval_shape(lambda: backbones.create(config, nnx.Rngs(0), dtype))
+    module.eval()
+    graphdef, state = nnx.split(module, (nnx.Param, nnx.BatchStat))
+    for path, variable in nnx.to_flat_state(state):
+        name = f"backbone.{'.'.join(map(str, path))}"
+        array, wanted = arrays[name], variable.get_value()
+        if array.shape != wanted.shape or array.dtype != wanted.dtype:
+            raise ValueError(
+                f"{name} is {array.dtype} {array.shape}: {config.name} has {wanted.dtype} {wanted.shape} there"
+            )
+        variable.set_value(jnp.asarray(array))
+    return graphdef, nnx.as_pure(state)
+
+
+def module(description: dict[str, Any], arrays: dict[str, np.ndarray], dtype: DTypeLike) -> Backbone:
+    """The backbone that a program's arrays hold, ready to embed, on all devices."""
+    whole = devices.replicated(devices.mesh())
+    graphdef, variables = _split(description, arrays, dtype)
+    return nnx.merge(graphdef, jax.device_put(variables, whole))
 
 
 def calibration_arrays(decisions: Decisions) -> dict[str, np.ndarray]:

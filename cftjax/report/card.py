@@ -21,6 +21,7 @@ from cftjax.report import tables
 from cftjax.report.printing import MOST_ROWS, UNDEFINED, percent, points
 from cftjax.runs import Run
 from cftjax.runtime import storage
+from cftjax.runtime.settings import flat
 from cftjax.text import for_markdown
 from cftjax.types import word
 
@@ -38,8 +39,12 @@ def write(run: Run) -> None:
     storage.write_bytes(run.folder / "README.md", text(run).encode())
 
 
-def text(run: Run) -> str:
+def text(run: Run, where: str | None = None) -> str:
     """The card of a finished run.
+
+    Args:
+        run: finished.
+        where: what to call it instead of its folder, such as `hf:USER/NAME`.
 
     Raises:
         FileNotFoundError: where it is not finished.
@@ -47,9 +52,9 @@ def text(run: Run) -> str:
     metrics_file = run.folder / "report" / "metrics.json"
     metrics = storage.read_json(metrics_file) if metrics_file.is_file() else None
     sections = (
-        _front_matter(run, metrics),
-        _summary(run),
-        _use(run),
+        _front_matter(run, metrics, _name(run, where)),
+        _summary(run, _name(run, where)),
+        _use(run, where),
         _data(run),
         _labels(run),
         _scores(metrics) if metrics else _cross_validated(run),
@@ -65,7 +70,7 @@ def _has_backbone(run: Run) -> bool:
     return run.config["preprocessing"] is not None
 
 
-def _front_matter(run: Run, metrics: Mapping[str, Any] | None) -> Iterator[str]:
+def _front_matter(run: Run, metrics: Mapping[str, Any] | None, name: str) -> Iterator[str]:
     yield "---"
     yield "library_name: cftjax"
     if _has_backbone(run):
@@ -76,7 +81,7 @@ def _front_matter(run: Run, metrics: Mapping[str, Any] | None) -> Iterator[str]:
         split = tables.reported_split(dict(metrics))
         # JSON strings are YAML strings, whatever characters a name has.
         yield "model-index:"
-        yield f"- name: {json.dumps(_name(run))}"
+        yield f"- name: {json.dumps(name)}"
         yield "  results:"
         yield "  - task:"
         yield "      type: image-classification"
@@ -93,8 +98,8 @@ def _front_matter(run: Run, metrics: Mapping[str, Any] | None) -> Iterator[str]:
     yield "---"
 
 
-def _summary(run: Run) -> Iterator[str]:
-    yield f"# {for_markdown(_name(run))}"
+def _summary(run: Run, name: str) -> Iterator[str]:
+    yield f"# {for_markdown(name)}"
     yield ""
     what = "A multi-label image classifier" if _has_backbone(run) else "The last layer of a multi-label classifier"
     yield (
@@ -106,26 +111,37 @@ def _summary(run: Run) -> Iterator[str]:
     yield f"Categories, in order: {_names(run.categories)}."
 
 
-def _use(run: Run) -> Iterator[str]:
+def _use(run: Run, where: str | None) -> Iterator[str]:
+    place = where or "RUN"
     yield "## Use"
     yield ""
-    yield "`RUN` is the folder of the run, where this card was made."
-    yield "```"
-    if _has_backbone(run):
-        yield "cftjax predict RUN images/ -o predictions.csv"
-    yield "cftjax export RUN        # one file that runs without cftjax"
-    yield "```"
+    if where is None:
+        yield "`RUN` is the folder of the run, where this card was made."
+    if where is None or _has_backbone(run):
+        yield "```"
+        if _has_backbone(run):
+            yield f"cftjax predict {place} images/ -o predictions.csv"
+        if where is None:
+            yield "cftjax export RUN        # one file that runs without cftjax"
+        yield "```"
     yield "```python"
     if _has_backbone(run):
         yield "import cftjax"
         yield ""
-        yield 'model = cftjax.load("RUN")'
+        yield f'model = cftjax.load("{place}")'
         yield 'probabilities = model(["image.png"])  # [n c], calibrated'
         yield "present = model.decide(probabilities)  # by the thresholds below"
     else:
         yield "from safetensors.torch import load_file"
-        yield ""
-        yield 'model.fc.load_state_dict(load_file("RUN/heads.safetensors"))  # weight [c d], bias [c]'
+        if where is None:
+            yield ""
+        file = '"RUN/heads.safetensors"'
+        if where is not None:
+            yield "from huggingface_hub import hf_hub_download"
+            yield ""
+            yield f'file = hf_hub_download("{where.removeprefix("hf:")}", "heads.safetensors")'
+            file = "file"
+        yield f"model.fc.load_state_dict(load_file({file}))  # weight [c d], bias [c]"
     yield "```"
     if _has_backbone(run):
         size = run.config["preprocessing"]["image_size"]
@@ -134,11 +150,13 @@ def _use(run: Run) -> Iterator[str]:
             f"{run.config['preprocessing']['interpolation']})."
         )
     else:
-        yield "Logits of this layer become probabilities by the calibration below (`cftjax.open_run(RUN).decisions()`)."
+        yield "Logits of this layer become probabilities by the calibration below" + (
+            " (`cftjax.open_run(RUN).decisions()`)." if where is None else " (`decisions.json`)."
+        )
 
 
-def _name(run: Run) -> str:
-    return run.folder.resolve().name
+def _name(run: Run, where: str | None) -> str:
+    return where.partition("@")[0].rpartition("/")[2] if where else run.folder.resolve().name
 
 
 def _source(run: Run) -> str:
@@ -231,7 +249,7 @@ def _scores(metrics: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     names = metrics["categories"]
     if len(names) > MOST_ROWS:
-        yield f"`report/table.csv` has all {len(names):,} categories."
+        yield f"The run's `report/table.csv` has all {len(names):,} categories."
         return
     yield f"| category | {metric} before | after | change | 95 % interval | head kept |"
     yield "|---|---:|---:|---:|---:|---|"
@@ -268,7 +286,7 @@ def _decisions(run: Run) -> Iterator[str]:
         note = found.fitted_on.note
         yield f"Beware: {note}." if note == decisions.OPTIMISTIC else f"{note[0].upper()}{note[1:]}."
     if len(found.categories) > MOST_ROWS:
-        yield f"`decisions/{runs.DECISIONS}` has all of them."
+        yield f"`{runs.DECISIONS}` has all of them."
         return
     yield ""
     yield "| category | threshold | fitted on positives | negatives | note |"
@@ -307,23 +325,13 @@ def _limits(run: Run, metrics: Mapping[str, Any] | None) -> Iterator[str]:
             yield f"- Without a score on {split}, and left out of the means: {_names(undefined)}."
 
 
-def _flat(value: Any, name: str = "") -> dict[str, Any]:
-    """Settings by option."""
-    if not isinstance(value, dict):
-        return {name.replace("_", "-"): value}
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        flat |= _flat(item, f"{name}.{key}" if name else key)
-    return flat
-
-
 def _settings(run: Run) -> Iterator[str]:
     yield "## Settings that differ from the defaults"
     yield ""
     default = runs.plain(Config(data=None))
     settings = {key: value for key, value in run.config["settings"].items() if key in default and key != "data"}
-    usual = _flat(json.loads(json.dumps(default)))
-    changed = [(name, value, usual.get(name)) for name, value in _flat(settings).items() if value != usual.get(name)]
+    usual = flat(json.loads(json.dumps(default)))
+    changed = [(name, value, usual.get(name)) for name, value in flat(settings).items() if value != usual.get(name)]
     if not changed:
         yield "None."
         return

@@ -25,7 +25,8 @@ SEALED, LOCK = (CONFIG, STAGE), ".lock"
 # Larger files are digested by several threads, a block each.
 BLOCK = 2**24
 # What grows after its folder is complete, or is not there to stay.
-LEFT_OUT_FOLDERS = ("tensorboard",)
+TRACKING = "tracking"
+LEFT_OUT_FOLDERS = ("tensorboard", TRACKING)
 PART = ".part"
 
 

@@ -18,6 +18,16 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+def flat(value: Any, name: str = "") -> dict[str, Any]:
+    """Plain settings by option, such as `training.batch-size`."""
+    if not isinstance(value, dict):
+        return {name.replace("_", "-"): value}
+    by_option: dict[str, Any] = {}
+    for key, item in value.items():
+        by_option |= flat(item, f"{name}.{key}" if name else key)
+    return by_option
+
+
 def differences(old: Any, new: Any, name: str = "") -> list[str]:
     """Where plain settings differ, as `training.epochs: 6 -> 12`."""
     if isinstance(old, dict) and isinstance(new, dict):

@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from cftjax import runs
-from cftjax.config import Config, check_together, deciding
+from cftjax.config import Config, TrainingConfig, check_together, deciding
 from cftjax.data import judging, preflight, splits
 from cftjax.embeddings import embed
-from cftjax.input import cache
+from cftjax.input import cache, pipeline
 from cftjax.runs import Run
 from cftjax.runtime import devices, hosts, storage
 from cftjax.stages import sharing
 from cftjax.training import classifier, head, images, loop
+from cftjax.training.history import History
 from cftjax.types import SPLITS, Dataset, Embeddings, Heads
 
 
@@ -46,7 +47,7 @@ def opened(loaded: Dataset, config: Config[Any], workdir: Path) -> Iterator[tupl
     hosts.together(lambda: preflight.check(dataset, config.split.leak, allow_missing=allow_missing))
     preprocessing = images.of_experiment(dataset, config).preprocessing
     run = runs.create(workdir, config, dataset.categories, dataset.fingerprint, preprocessing)
-    with run.writing():
+    with run.writing(), run.tracked(config.log):
         if prepared.validation_rows is not None and devices.is_primary():
             storage.write_arrays(run.folder / "validation_rows.npz", {"rows": prepared.validation_rows})
         if prepared.test_rows is not None and devices.is_primary():
@@ -115,7 +116,8 @@ def _train_whole(run: Run, dataset: Dataset, config: Config[Any], needed: Sequen
             # Here and not batch by batch, so that a cache in memory serves every epoch's validation.
             records = {s: cache.cached(r, source.preprocessing, config.input) for s, r in dataset.splits.items()}
             cached = dataclasses.replace(source, dataset=dataclasses.replace(dataset, splits=records))
-            loop.fit(cached, trained.folder, log=config.tensorboard)
+            loop.fit(cached, trained.folder, log=run.tracking)
+    _log_epochs(run, trained.folder, len(dataset.splits["train"]), config.training)
 
     backbone, heads = classifier.load(trained.folder)
     keys = []
@@ -159,9 +161,22 @@ def _train_head(
     with run.stage("backbone", recorded(config), [keys[split] for split in read]) as trained:
         if not trained.complete:
             embeddings = {split: run.embeddings(split) for split in read}
-            loop.fit(head.of_experiment(dataset, embeddings, model, config), trained.folder, log=config.tensorboard)
+            loop.fit(head.of_experiment(dataset, embeddings, model, config), trained.folder, log=run.tracking)
+    _log_epochs(run, trained.folder, len(dataset.splits["train"]), config.training)
     _, heads = classifier.load(trained.folder)
     return [*keys.values(), _keep_heads(run, trained.key, heads)]
+
+
+def _log_epochs(run: Run, folder: Path, num_images: int, settings: TrainingConfig) -> None:
+    """The epochs of a training that is done, for services that have not seen them."""
+    path = folder / "history.json"
+    if not run.tracking.senders or not path.is_file():
+        return
+    history = History.from_json(storage.read_json(path))
+    per_epoch = pipeline.steps_per_epoch(num_images, settings.batch_size)
+    with run.tracking.again(folder) as curves:
+        for epoch, (loss, score) in enumerate(zip(history.loss, history.score, strict=True), start=1):
+            curves.scalars(min(epoch * per_epoch, history.step), loop.of_epoch(loss, score, settings.metric))
 
 
 def _keep_heads(run: Run, made_from: str, heads: Heads) -> str:

@@ -20,7 +20,7 @@ from cftjax.cft.crossfit import Problem
 from cftjax.config import TuningConfig
 from cftjax.report.printing import defined
 from cftjax.runs import Run, Stage
-from cftjax.runtime import devices, storage, tensorboard
+from cftjax.runtime import devices, storage
 from cftjax.stages.watching import watched
 from cftjax.text import few
 from cftjax.types import Embeddings, Heads
@@ -64,10 +64,9 @@ def _search(run: Run, problem: Problem, made_from: Sequence[str]) -> tuple[list[
                 content = {"generation": np.arange(len(history)), "score": history}
                 storage.write_arrays(stage.folder / "history.npz", content)
                 storage.write_arrays(stage.folder / "lanes.npz", _stacked(crossfit.lanes_of(found)))
-    if config.tensorboard and devices.is_primary() and not (stage.folder / tensorboard.FOLDER).is_dir():
+    if config.log and devices.is_primary():
         scores = storage.read_arrays(stage.folder / "history.npz")["score"]
-        curve = f"search/m{config.ga.metric}"
-        tensorboard.write_curves(stage.folder / tensorboard.FOLDER, curve, run.categories, scores)
+        run.tracking.write(stage.folder, f"search/m{config.ga.metric}", run.categories, scores)
     arrays = storage.read_arrays(stage.folder / "lanes.npz")
     return [Heads(k, b) for k, b in zip(arrays["kernel"], arrays["bias"], strict=True)], stage.key
 

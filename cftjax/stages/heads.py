@@ -23,7 +23,7 @@ from cftjax.report import page
 from cftjax.report.mistakes import Heatmaps
 from cftjax.report.printing import defined
 from cftjax.runs import Run, Stage
-from cftjax.runtime import devices, storage, tensorboard
+from cftjax.runtime import devices, storage
 from cftjax.stages import crossfit, outcome
 from cftjax.stages.watching import watched
 from cftjax.types import Heads, Records
@@ -40,7 +40,7 @@ def tune(
 
     Args:
         run: holds `embeddings/` and `heads/backbone/`.
-        config: its order, ga, polish, choose, decide, report, tensorboard and seed are read.
+        config: its order, ga, polish, choose, decide, report, log and seed are read.
         made_from: keys of the stages before.
         records: the images of the split reported, for a sheet of them and the worst mistakes in the report.
         heatmaps: where images speak for a category, for the mistakes in the report.
@@ -59,7 +59,9 @@ def tune(
         key = _choose(run, parts, tuned, config, key)
     outcome.hand_back(run)
     outcome.decide(run, embeddings, config.decide, key)
-    return outcome.report(run, embeddings, config, key, settings, records, heatmaps)
+    reported = outcome.report(run, embeddings, config, key, settings, records, heatmaps)
+    outcome.log(run, reported)
+    return reported
 
 
 class PartHeads(NamedTuple):
@@ -91,8 +93,8 @@ def _search_and_polish(
                 results = _work(name, stage, parts, current, config)
                 if devices.is_primary():
                     _write(name, stage.folder, results, run.heads("backbone"))
-        if config.tensorboard and devices.is_primary() and not (stage.folder / tensorboard.FOLDER).is_dir():
-            _log(name, stage.folder, run.categories, config)
+        if config.log and devices.is_primary():
+            _log(name, stage.folder, run, config)
         key, current = stage.key, []
         for part, file in zip(tuned, _part_files(stage.folder, len(parts)), strict=True):
             arrays = storage.read_arrays(file)
@@ -151,21 +153,21 @@ def _write(name: str, folder: Path, results: Sequence[Any], backbone: Heads) -> 
         storage.write_heads(folder / "heads.npz", tuning.mean_heads([each.heads for each in results], able, backbone))
 
 
-def _log(name: str, folder: Path, categories: Sequence[str], config: TuningConfig) -> None:
-    """The curves of a search or polish that is done, by generation or by pull, for TensorBoard."""
+def _log(name: str, folder: Path, run: Run, config: TuningConfig) -> None:
+    """The curves of a search or polish that is done, by generation or by pull."""
     if name == "ga":
         curve, scores = f"search/m{config.ga.metric}", storage.read_arrays(folder / "history.npz")["score"]
     else:
         kept = storage.read_arrays(folder / "kept.npz")
         if "score" not in kept:
             warnings.warn(
-                f"{folder} was made by an older version, which kept no scores for TensorBoard: delete the folder to "
+                f"{folder} was made by an older version, which kept no scores for --log: delete the folder to "
                 "have it made anew, with its curve.",
                 stacklevel=2,
             )
             return
         curve, scores = f"polish/m{config.polish.metric}", kept["score"]
-    tensorboard.write_curves(folder / tensorboard.FOLDER, curve, categories, scores)
+    run.tracking.write(folder, curve, run.categories, scores)
 
 
 def _choose(

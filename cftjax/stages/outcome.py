@@ -13,7 +13,8 @@ from cftjax import decisions, runs
 from cftjax.config import ORDERS, DecideConfig, TuningConfig
 from cftjax.inference import model
 from cftjax.input.preprocessing import Box
-from cftjax.report import card, write
+from cftjax.metrics import MEAN
+from cftjax.report import card, tables, write
 from cftjax.report.contents import Results
 from cftjax.report.mistakes import Heatmaps
 from cftjax.report.page import Setting
@@ -22,6 +23,9 @@ from cftjax.runtime import devices, storage
 from cftjax.scores.logits import category_groups, logits
 from cftjax.text import few
 from cftjax.types import JUDGED_SPLITS, STAGES, Embeddings, Records, word
+
+# Of the report. Its page and its sheet of images show images, which may be nobody else's to see.
+LOGGED = ("table.txt", "table.csv", "metrics.json", "before_after.png", "reliability.png", "search_history.png")
 
 
 def hand_back(run: Run) -> None:
@@ -118,6 +122,20 @@ def report(
     if devices.is_primary():
         card.write(run)
     return storage.read_json(run.folder / "report" / "metrics.json")
+
+
+def log(run: Run, reported: dict[str, Any]) -> None:
+    """What the run has come to, for the services of --log: scores, tables and figures, and none of the images."""
+    if not devices.is_primary() or not reported:
+        return
+    split = tables.reported_split(reported)
+    scores = {
+        f"report/{mean}_{word(stage)}": reported[split][stage][mean]
+        for mean in MEAN.values()
+        for stage in ("backbone", "final")
+    }
+    files = (run.folder / "report" / name for name in LOGGED)
+    run.tracking.results(scores, [file for file in files if file.is_file()])
 
 
 def _say_cross_validated(run: Run, config: TuningConfig) -> None:

@@ -2,7 +2,7 @@
 
 In its folder, `best/STEP` holds the weights of the best epoch (moving averages, all that inference needs), `state/STEP`
 the last two states (all that going on needs), and `history.json` the loss and validation score of every epoch;
-`tensorboard` is there where it was asked for.
+`tensorboard` and `tracking` are there where they were asked for.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from jaxtyping import Float32
 from cftjax.config import check_together
 from cftjax.data import labels
 from cftjax.input import pipeline
-from cftjax.runtime import checkpoints, devices, digests, interruption, storage, tensorboard
+from cftjax.runtime import checkpoints, devices, digests, interruption, storage
 from cftjax.runtime.progress import Progress
+from cftjax.runtime.tracking import Curves, Tracking
 from cftjax.training import state, step
 from cftjax.training.history import History
 from cftjax.training.optimizer import schedule
@@ -52,7 +53,7 @@ class Step(NamedTuple):
     loss: jax.Array
 
 
-def fit(source: Source, folder: Path, *, log: bool = False, mesh: Mesh | None = None) -> History:
+def fit(source: Source, folder: Path, *, log: Tracking | None = None, mesh: Mesh | None = None) -> History:
     """Train on a source, or go on with the training in the folder; returns at once where that is finished.
 
     The epoch with the best validation score is kept; without a validation split, or where no category has both labels,
@@ -61,7 +62,7 @@ def fit(source: Source, folder: Path, *, log: bool = False, mesh: Mesh | None = 
     Args:
         source: what is trained, on what, and with which settings.
         folder: of checkpoints and history.
-        log: whether to draw curves for TensorBoard.
+        log: where curves go; None for nowhere.
         mesh: of the devices; all of them if None.
 
     Raises:
@@ -80,9 +81,8 @@ def fit(source: Source, folder: Path, *, log: bool = False, mesh: Mesh | None = 
         contextlib.closing(training.iterator),
         contextlib.ExitStack() as stack,
     ):
-        if log and devices.is_primary():
-            curves = tensorboard.Log(folder / tensorboard.FOLDER, after=training.history.step)
-            training.log = stack.enter_context(curves)
+        if log is not None and devices.is_primary():
+            training.log = stack.enter_context(log.curves(folder, after=training.history.step))
         shown.say("compiling its programs")
         while not training.history.finished:
             training.step()
@@ -134,7 +134,7 @@ class Training:
         )
         self.advance = step.compiled(self.spec)
         self.writer = checkpoints.Writer()
-        self.log: tensorboard.Log | None = None
+        self.log: Curves | None = None
         self.rates = np.asarray(jax.vmap(schedule(self.settings, num_steps))(jnp.arange(num_steps)))
         self.waiting: Step | None = None
         self.loss = math.nan
@@ -207,8 +207,7 @@ class Training:
         self.history = history = self.history.with_epoch(score, done, self.settings.patience, last)
         self.note_unopened()
         if self.log is not None:
-            values = {"epoch/training_loss": history.loss[-1], f"epoch/validation_m{self.settings.metric}": score}
-            self.log.scalars(history.step, values)
+            self.log.scalars(history.step, of_epoch(history.loss[-1], score, self.settings.metric))
         self.writer.wait()
         if history.best_epoch == len(history.loss):
             self.save_best()
@@ -275,6 +274,11 @@ class Training:
         if self.unopened:
             words.append(f"{len(self.unopened)} images left out")
         return ", ".join(words)
+
+
+def of_epoch(loss: float, score: float | None, metric: str) -> dict[str, float | None]:
+    """The curves of an epoch: its mean loss, and its score on validation."""
+    return {"epoch/training_loss": loss, f"epoch/validation_m{metric}": score}
 
 
 def positive_weights(source: Source) -> Float32[np.ndarray, " c"] | None:
