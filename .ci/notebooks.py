@@ -33,7 +33,7 @@ def main() -> None:
         for cell in notebook.cells:
             cell.metadata.pop("execution", None)
             if cell.cell_type == "code":
-                cell.outputs = [clean(output) for output in cell.outputs if kept(output)]
+                cell.outputs = joined([clean(output) for output in cell.outputs if kept(output)])
         notebook.metadata = {
             "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
             "language_info": {"name": "python"},
@@ -47,10 +47,22 @@ def kept(output: Any) -> bool:
     return not (output.output_type == "stream" and output.name == "stderr")
 
 
+def joined(outputs: list[Any]) -> list[Any]:
+    """Outputs of which text that came piece by piece is one."""
+    whole: list[Any] = []
+    for output in outputs:
+        if whole and output.output_type == whole[-1].output_type == "stream":
+            whole[-1].text += output.text
+        elif output.output_type != "stream" or output.text.strip():
+            whole.append(output)
+    return whole
+
+
 def clean(output: Any) -> Any:
     """An output without what would differ on another machine."""
     if output.output_type == "stream":
-        text = COUNTING.sub("", re.sub(r"^.*\r(?!\n)", "", output.text, flags=re.MULTILINE))
+        text = re.sub(r"\x1b\[[?\d;]*[A-Za-z]", "", output.text)  # colours, and what hides the cursor
+        text = COUNTING.sub("", re.sub(r"^.*\r(?!\n)", "", text, flags=re.MULTILINE))
         output.text = text.replace(str(ROOT) + os.sep, "").replace(tempfile.gettempdir() + os.sep, "")
         return output
     kind = next(kind for kind in KINDS if kind in output.data)

@@ -205,10 +205,13 @@ class Run:
     @contextlib.contextmanager
     def tracked(self, names: Sequence[Log]) -> Iterator[None]:
         """Until the block ends, curves, settings and results go where the option --log says, from the first host."""
-        if not names or not devices.is_primary():
-            yield
-            return
-        with tracking.opened(names, self.folder, self.config) as self.tracking:
+        with contextlib.ExitStack() as stack:
+
+            def begin() -> None:
+                if names and devices.is_primary():
+                    self.tracking = stack.enter_context(tracking.opened(names, self.folder, self.config))
+
+            hosts.together(begin)
             yield
         self.tracking = Tracking()
 

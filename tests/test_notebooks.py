@@ -28,8 +28,6 @@ NEEDED = {"cft_on_a_pytorch_model": "torch"}
 # Folders of somebody's machine, and what only a moment knows.
 FOLDERS = r"(?<![\w.])/(?:root|home|Users|tmp|work|mnt|var|opt|usr|private)\b"
 MACHINES = re.compile(rf"{FOLDERS}|[A-Z]:\\|Traceback|\b\d+(\.\d+)? s\b|[Ss]econds")
-    r"(?<![\w.])/(?:root|home|Users|tmp|work|mnt|var|opt|usr|private)\b|[A-Z]:\\\\|Traceback|\b\d+(\.\d+)? s\b"
-)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

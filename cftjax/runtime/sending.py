@@ -13,8 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+from cftjax.runtime import digests, storage
 from cftjax.text import cut, printable
 
+FOLDER = digests.TRACKING
 # What is sent at once, and how long points wait for others to go with.
 BATCH_VALUES, BATCH_SECONDS = 1000, 2.0
 # How long saving a stage, and ending the run, waits for a service.
@@ -166,6 +168,42 @@ class Sender:
         for note, sent in by_stage.items():
             note(sent)
         self.note()
+
+
+class Sent:
+    """The curves of a stage on their way to a service."""
+
+    def __init__(self, sender: Sender, folder: Path) -> None:
+        """Begin, or go on after what the folder of the stage says that the service has."""
+        self.sender, self.path = sender, folder / FOLDER / f"{sender.name}.json"
+        kept = storage.read_json(self.path) if self.path.is_file() else {}
+        # Group of curves -> last step sent.
+        self.last: dict[str, int] = kept["last"] if kept.get("run") == sender.service.id else {}
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Add a point to each curve that is not so far yet."""
+        new = {name: value for name, value in values.items() if step > self.last.get(group(name), -1)}
+        if new:
+            self.sender.send(step, new, self.note)
+
+    def note(self, points: Sequence[Point]) -> None:
+        """Keep what was sent; called by the thread that sends."""
+        for step, values in points:
+            self.last |= {group(name): step for name in values}
+        storage.write_json(self.path, {"run": self.sender.service.id, "last": self.last})
+
+    def flush(self) -> None:
+        """Wait a little until the service has everything."""
+        self.sender.drain()
+
+    def close(self) -> None:
+        """Wait a little until the service has everything: the stage's folder must not change any more."""
+        self.sender.drain()
+
+
+def group(name: str) -> str:
+    """The curves that advance together, such as `training` of `training/loss`."""
+    return name.partition("/")[0]
 
 
 def is_mark(work: Callable[[], None]) -> bool:

@@ -24,11 +24,10 @@ from jaxtyping import Float
 
 from cftjax import extras
 from cftjax.config import Log
-from cftjax.runtime import digests, mlflow_run, storage, tensorboard, wandb_run
-from cftjax.runtime.sending import Sender, Service, in_words
+from cftjax.runtime import mlflow_run, storage, tensorboard, wandb_run
+from cftjax.runtime.sending import FOLDER, Sender, Sent, Service, in_words
 from cftjax.runtime.settings import differences
 
-FOLDER = digests.TRACKING
 PACKAGES: dict[Log, str] = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow"}
 SERVICES: dict[Log, Callable[..., Service]] = {"wandb": wandb_run.WandbRun, "mlflow": mlflow_run.MlflowRun}
 # Of all categories together; of more, services get the mean alone, each point of which is a row of a data base.
@@ -64,42 +63,6 @@ class Curve(Protocol):
     def close(self) -> None:
         """Nothing more is added."""
         ...
-
-
-class Sent:
-    """The curves of a stage on their way to a service."""
-
-    def __init__(self, sender: Sender, folder: Path) -> None:
-        """Begin, or go on after what the folder of the stage says that the service has."""
-        self.sender, self.path = sender, folder / FOLDER / f"{sender.name}.json"
-        kept = storage.read_json(self.path) if self.path.is_file() else {}
-        # Group of curves -> last step sent.
-        self.last: dict[str, int] = kept["last"] if kept.get("run") == sender.service.id else {}
-
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Add a point to each curve that is not so far yet."""
-        new = {name: value for name, value in values.items() if step > self.last.get(group(name), -1)}
-        if new:
-            self.sender.send(step, new, self.note)
-
-    def note(self, points: Sequence[tuple[int, Mapping[str, float]]]) -> None:
-        """Keep what was sent; called by the thread that sends."""
-        for step, values in points:
-            self.last |= {group(name): step for name in values}
-        storage.write_json(self.path, {"run": self.sender.service.id, "last": self.last})
-
-    def flush(self) -> None:
-        """Wait a little until the service has everything."""
-        self.sender.drain()
-
-    def close(self) -> None:
-        """Wait a little until the service has everything: the stage's folder must not change any more."""
-        self.sender.drain()
-
-
-def group(name: str) -> str:
-    """The curves that advance together, such as `training` of `training/loss`."""
-    return name.partition("/")[0]
 
 
 class Curves:
