@@ -153,7 +153,9 @@ class Handler(BaseHTTPRequestHandler):
         if name in self.hub.repositories:
             self.answer(409, {"url": f"http://{self.headers['Host']}/{name}"})
             return
-        self.hub.add(name, {}, private=asked.get("private") or False)
+        # Older versions of the library say it in the first way.
+        private = asked.get("private") or asked.get("visibility") == "private"
+        self.hub.add(name, {}, private=private)
         self.answer(200, {"url": f"http://{self.headers['Host']}/{name}"})
 
     def branch(self, name, branch, _):

@@ -94,7 +94,8 @@ def upload(folder: Path, repository: Repository, *, private: bool, message: str)
     """
     with told(repository) as library:
         api = library.HfApi(library_name="cftjax")
-        api.create_repo(repository.name, private=private, exist_ok=True)
+        # Where it is not asked for, the account or organisation says which of the two a new one is.
+        api.create_repo(repository.name, private=private or None, exist_ok=True)
         if private and not api.model_info(repository.name).private:
             raise ValueError(
                 f"{repository} is there already, and public: nothing was uploaded. Make it private, or name another"
