@@ -82,8 +82,13 @@ def read(path: Path) -> Program:
     arrays, metadata = storage.read_tensors(path)
     if KEY not in metadata:
         raise ValueError(f"{path} is no exported run: its metadata have no {KEY}")
-    description = json.loads(metadata[KEY])
-    if description["format"] > FORMAT:
+    try:
+        description = json.loads(metadata[KEY])
+        newer = description["format"] > FORMAT
+    # No JSON, nested deeper than Python goes, or another thing than a description.
+    except (ValueError, RecursionError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no exported run: its description cannot be read ({error!r})") from error
+    if newer:
         raise ValueError(
             f"{path} has format {description['format']}, this version reads up to {FORMAT}: upgrade cftjax"
         )
