@@ -141,7 +141,7 @@ def test_a_run_without_a_backbone_is_pushed_as_a_last_layer(hub, tmp_path, monke
         cftjax.load(f"hf:{NAME}")
 
 
-def test_private_means_private(run, images, hub, monkeypatch, capsys):
+def test_private_means_private(run, images, hub, tmp_path, monkeypatch, capsys):
     hub.add("someone/public", {})
     told = message(monkeypatch, capsys, push.main, run.folder, "someone/public", "--private")
     assert "hf:someone/public is there already, and public: nothing was uploaded" in told
@@ -150,6 +150,7 @@ def test_private_means_private(run, images, hub, monkeypatch, capsys):
     assert hub.repositories[NAME]["private"]
     assert cftjax.load(f"hf:{NAME}")(images).shape == (5, 3)
     monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "of somebody else"))
     imported_anew(monkeypatch)
     with pytest.raises(ValueError, match=r"the hub has no hf:someone/digits, or shows it to its owner alone: log in"):
         cftjax.load(f"hf:{NAME}")

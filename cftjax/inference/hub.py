@@ -155,7 +155,7 @@ def told(repository: Repository) -> Iterator[ModuleType]:
         raise ValueError(f"{repository}: {one_line(error)}") from error
     # Its errors of the network have a base of another library, which differs between its versions.
     except Exception as error:
-        if type(error).__module__.partition(".")[0] not in ("httpx", "httpcore", "requests", "urllib3"):
+        if not type(error).__module__.startswith(("httpx", "httpcore", "requests", "urllib3")):
             raise
         raise ValueError(f"{repository}: the hub cannot be reached ({one_line(error)})") from error
 
