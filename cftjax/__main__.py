@@ -16,6 +16,7 @@ COMMANDS = {
     "finetune": "tune the last layer of a model trained anywhere, from its embeddings",
     "predict": "probabilities and decisions for images",
     "evaluate": "score runs and files of predictions, and their ensemble",
+    "ensemble": "several seeds and backbones as one model, or finished runs as one",
     "export": "a run as one file: StableHLO, safetensors or ONNX",
     "push": "a run to the Hugging Face hub, from which load and predict take it as hf:USER/NAME",
     "verify": "is a run what was written? what to delete where it is not",

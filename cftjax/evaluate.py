@@ -17,12 +17,12 @@ import tyro
 from cftjax import cli
 from cftjax.config import Metric
 from cftjax.data import meaning
-from cftjax.evaluation import content
+from cftjax.evaluation import content, readers, sources
 from cftjax.evaluation import files as prediction_files
 from cftjax.evaluation import models as members
 from cftjax.evaluation.content import Combining, Thresholds
 from cftjax.evaluation.models import Reading
-from cftjax.runs import Run
+from cftjax.evaluation.sources import Source
 from cftjax.runtime.progress import Progress
 from cftjax.scores.predictions import Predictions, Truth
 
@@ -38,11 +38,11 @@ class Evaluation:
     """
 
     models: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
-    """Folders of runs, files of predictions, or both."""
+    """Folders of runs and of ensembles that `cftjax ensemble` keeps, files of predictions, or all of these."""
     split: Literal["train", "validation", "test"] | None = None
     """The split of runs that is scored; None is test, or validation where there is no test."""
     truth: Path | None = None
-    """The file of labels; runs bring their own."""
+    """The file of labels; runs bring their own. Without one nothing is scored, and --ensemble-out has the ensemble."""
     key: tuple[str, ...] = ()
     """Columns that may name the rows of a file, best first; none means study, path, image, id."""
     categories: tuple[str, ...] = ()
@@ -73,6 +73,9 @@ class Evaluation:
     """One threshold for everything; None is each run's own, for files those fitted on validation, else 0.5."""
     thresholds: Path | None = None
     """Thresholds by category: a JSON object, a run's decisions.json, or a CSV of the columns category, threshold."""
+    readers: tuple[Path, ...] = ()
+    """Files of what people decided, such as radiologists, in the form of the labels: points beside the curves, and how
+    many lie below."""
     resamples: int = 1000
     """Bootstrap resamples behind intervals and p values; 0 leaves them out."""
     seed: int = 0
@@ -81,7 +84,7 @@ class Evaluation:
     """Write names into a .csv as they are; else one that a spreadsheet would take for a formula (it begins with = + -
     @) has an apostrophe in front, which `cftjax evaluate` takes away again."""
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
-    """A folder for metrics.json, table.csv, table.txt and pictures."""
+    """A folder for metrics.json, table.csv, table.md (the one that papers print), table.txt and pictures."""
     ensemble_out: Path | None = None
     """A CSV for the ensemble's probabilities, or those of the only model."""
 
@@ -90,7 +93,7 @@ def main() -> None:
     """Read, fit what is to be fitted, measure, write."""
     options = tyro.cli(Evaluation, prog="cftjax evaluate")
     check(options)
-    runs = [Run(model) for model in options.models if is_run(model)]
+    runs = [sources.opened(model) for model in options.models if is_run(model)]
     split = members.split_of(runs, options.split) if runs else None
     reading = Reading(
         options.key or prediction_files.KEYS,
@@ -102,7 +105,8 @@ def main() -> None:
         options.scores,
     )
     files = [model for model in options.models if not is_run(model)]
-    truth, models = read(options, runs, split, files, options.truth, reading)
+    labels = options.truth if runs or options.truth is not None else members.unlabelled(files, reading)
+    truth, models = read(options, runs, split, files, labels, reading)
     validation = read_validation(options, runs, split, truth, models, reading)
     columns = (
         () if options.truth is None or options.thresholds is None else prediction_files.read(options.truth).columns
@@ -114,9 +118,23 @@ def main() -> None:
         truth, models, options.combine, metric=metric, thresholds=thresholds, validation=validation
     )
     found = dataclasses.replace(found, notes=(*found.notes, *optimism(runs, split)))
+    if options.readers:
+        rows = members.rows_of(reading, "")
+        found = dataclasses.replace(found, readers=tuple(readers.read(options.readers, reading.keys, rows, truth)))
     if options.ensemble_out is not None:
         key = "Study" if truth.unit == "studies" else "path"
         prediction_files.write_predictions(options.ensemble_out, truth, found.each[-1], key, raw=options.raw)
+    if isinstance(labels, Truth):
+        print(f"{len(truth):,} {truth.unit} of {truth.source}; without --truth nothing is scored.")
+    else:
+        report(options, found, metric)
+    for path in (options.output, options.ensemble_out):
+        if path is not None:
+            print(f"Written: {path}")
+
+
+def report(options: Evaluation, found: content.Models, metric: Metric) -> None:
+    """Measure, print the tables, and write what is asked for."""
     with Progress("Evaluate", unit="categories") as progress:
         content.report(
             found,
@@ -127,9 +145,6 @@ def main() -> None:
             progress=progress.update,
             raw=options.raw,
         )
-    for path in (options.output, options.ensemble_out):
-        if path is not None:
-            print(f"Written: {path}")
 
 
 def is_run(model: Path) -> bool:
@@ -156,7 +171,7 @@ def check(options: Evaluation) -> None:
     runs = [model for model in options.models if is_run(model)]
     files = [model for model in options.models if not is_run(model)]
     if not runs and options.truth is None:
-        raise ValueError(f"{files[0]} has predictions only: name the file of the labels with --truth")
+        check_unlabelled(options)
     if runs and options.truth is not None:
         raise ValueError(f"--truth beside {runs[0]}: runs bring their own labels; leave it out, or leave the runs out")
     if options.split and not runs:
@@ -189,7 +204,23 @@ def check(options: Evaluation) -> None:
         raise ValueError(f"--resamples {options.resamples} is negative: use 1000, or 0 to leave intervals out")
 
 
-def rule_of(runs: Sequence[Run]) -> tuple[str, float | None]:
+def check_unlabelled(options: Evaluation) -> None:
+    """Refuse what needs labels where there are only predictions.
+
+    Raises:
+        ValueError: with the mend.
+    """
+    if options.ensemble_out is None:
+        raise ValueError(
+            f"{options.models[0]} has predictions only: name the file of the labels with --truth, or with "
+            "--ensemble-out FILE.csv where the ensemble is to be written"
+        )
+    for option, value in (("-o", options.output), ("--readers", options.readers), ("--thresholds", options.thresholds)):
+        if value:
+            raise ValueError(f"{option} needs labels: name their file with --truth")
+
+
+def rule_of(runs: Sequence[Source]) -> tuple[str, float | None]:
     """The rule that thresholds are fitted by: the first run's, else the highest F1."""
     if not runs:
         return "f1", None
@@ -199,16 +230,16 @@ def rule_of(runs: Sequence[Run]) -> tuple[str, float | None]:
 
 def read(
     options: Evaluation,
-    runs: Sequence[Run],
+    runs: Sequence[Source],
     split: str | None,
     files: Sequence[Path],
-    truth_file: Path | None,
+    labels: Path | Truth | None,
     reading: Reading,
 ) -> tuple[Truth, list[Predictions]]:
     """Labels, and the predictions of all models in the order in which they were named."""
     names = members.names_of(options.models)
     of_run = [is_run(model) for model in options.models]
-    truth: Truth | Path | None = truth_file
+    truth = labels
     found: list[Predictions] = []
     if runs:
         assert split is not None
@@ -225,7 +256,7 @@ def read(
 
 def read_validation(
     options: Evaluation,
-    runs: Sequence[Run],
+    runs: Sequence[Source],
     split: str | None,
     truth: Truth,
     models: Sequence[Predictions],
@@ -237,7 +268,7 @@ def read_validation(
         ValueError: where weights need them, or a file of them does not give what the other one does.
     """
     files = [model for model in options.models if not is_run(model)]
-    lacking = [run for run in runs if not (run.folder / "embeddings" / "validation").is_dir()]
+    lacking = [run for run in runs if "validation" not in sources.embedded(run)]
     fits = options.combine in ("weighted", "greedy") and len(models) > 1
     if fits and split == "validation":
         raise ValueError(f"--combine {options.combine} fits weights on validation, and there is no test to report on")
@@ -257,7 +288,7 @@ def read_validation(
     return found, there
 
 
-def optimism(runs: Sequence[Run], split: str | None) -> list[str]:
+def optimism(runs: Sequence[Source], split: str | None) -> list[str]:
     """Why the scores of runs may be too good to be true."""
     notes = []
     if split in ("train", "validation"):

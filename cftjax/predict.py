@@ -21,17 +21,18 @@ import numpy as np
 import tyro
 from jaxtyping import Bool, Float, UInt8
 
-from cftjax import cli, figures
+from cftjax import cli, figures, runs
 from cftjax.config import InputConfig
 from cftjax.data.reading import finding, images
-from cftjax.embeddings import embed
+from cftjax.inference import ensemble as together
 from cftjax.inference import loading
 from cftjax.inference import model as models
 from cftjax.inference import output as predicted
+from cftjax.inference.ensemble import Ensemble
 from cftjax.inference.kept import Block, Kept
 from cftjax.inference.model import Model, View
 from cftjax.inference.output import Rows
-from cftjax.runtime import hosts, storage
+from cftjax.runtime import digests, hosts, storage
 from cftjax.runtime.progress import Progress
 from cftjax.text import closest, cut, few, printable
 
@@ -50,7 +51,7 @@ class Predicting:
     """
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """The run: the --workdir of its training, or hf:USER/NAME of the Hugging Face hub."""
+    """The run: the --workdir of its training, the folder of an ensemble, or hf:USER/NAME of the Hugging Face hub."""
     paths: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PATH…")]
     """Images, folders, patterns, tables; an image named twice has one row."""
     output: Annotated[Path, tyro.conf.arg(aliases=("-o",))]
@@ -91,6 +92,8 @@ def check(options: Predicting) -> None:
         raise ValueError("--workers must be at least 0, --heatmaps-at-most at least 1")
     if options.heatmaps is None and options.heatmaps_of:
         raise ValueError("--heatmaps-of needs a folder for the pictures: --heatmaps DIR")
+    if options.heatmaps is not None and together.is_ensemble(options.run):
+        raise ValueError(f"--heatmaps: {options.run} is an ensemble, whose members see in different places: name one")
     if options.heatmaps is not None and options.heatmaps.exists() and not options.heatmaps.is_dir():
         raise ValueError(f"--heatmaps {options.heatmaps} is a file; give a folder")
 
@@ -122,7 +125,7 @@ def main() -> None:
     check(options)
     names, files = finding.find(options.paths)
     options = dataclasses.replace(options, run=loading.found(options.run))
-    model = loading.load(options.run)
+    model = together.load(options.run)
     for name in options.heatmaps_of:
         if name not in model.categories:
             raise ValueError(f"--heatmaps-of {name}: no such category; the model {closest(name, model.categories)}")
@@ -133,7 +136,7 @@ def main() -> None:
 
 
 def predict(
-    model: Model, names: Sequence[str], files: Sequence[Path], options: Predicting
+    model: Model | Ensemble, names: Sequence[str], files: Sequence[Path], options: Predicting
 ) -> tuple[dict[int, str], np.ndarray, int]:
     """Predict all images, from where a killed call of the same words left it, and write the output.
 
@@ -166,21 +169,22 @@ def predict(
     return errors, positive, drawn
 
 
-def look(model: Model, names: Sequence[str], files: Sequence[Path], size: int, kept: Kept, options: Predicting) -> None:
+def look(
+    model: Model | Ensemble, names: Sequence[str], files: Sequence[Path], size: int, kept: Kept, options: Predicting
+) -> None:
     """Predict the images after those that are kept, and keep them."""
-    opening, start, pictures = Opening(files), kept.rows, Pictures(model, files, options)
+    opening, start = Opening(files), kept.rows
+    pictures = Pictures(model, files, options) if isinstance(model, Model) else None
     settings = InputConfig(workers=options.workers, on_bad_image="skip")
-    records = models.records_of(opening, names)
-    rows = embed.embed_rows(model.backbone, records, model.preprocessing, settings, size, first=start)
-    with Progress("Predict", unit="images") as shown, contextlib.closing(rows):
+    seen = model.rows(opening, names, settings, size, start)
+    with Progress("Predict", unit="images") as shown, contextlib.closing(seen):
         shown.say("compiling its program")
-        for part in rows:
-            stop = start + len(part.z)
-            probs = model.decisions.probabilities(model.finite(np.asarray(model.heads(part.z)), names[start:stop]))
-            decided = model.decide(probs)
+        for part in seen:
+            stop = start + len(part.probs)
+            decided = model.decide(part.probs)
             reasons = [opening.errors.get(row, "") for row in range(start, stop)]
-            drawn = pictures.draw(start, probs, decided, part.opened)
-            kept.add(Block(probs.astype(np.float32), decided, reasons, drawn))
+            drawn = 0 if pictures is None else pictures.draw(start, part.probs, decided, part.opened)
+            kept.add(Block(part.probs.astype(np.float32), decided, reasons, drawn))
             start = stop
             bad = f"{len(opening.errors):,} could not be read" if opening.errors else ""
             shown.update(stop, len(files), bad)
@@ -190,9 +194,8 @@ def look(model: Model, names: Sequence[str], files: Sequence[Path], size: int, k
 def key_of(names: Sequence[str], files: Sequence[Path], size: int, options: Predicting) -> str:
     """A digest of all that the predictions depend on: run, images, options, this code, and how rows are computed."""
     digest = hashlib.sha256(hosts.code().encode())
-    run = loading.standing(options.run)
     told = [list(options.tta), str(options.heatmaps), options.heatmaps_at_most, list(options.heatmaps_of)]
-    digest.update(json.dumps([run, told, size * jax.device_count()]).encode())
+    digest.update(json.dumps([standing(options.run), told, size * jax.device_count()]).encode())
     for name, file in zip(names, files, strict=True):
         try:
             state = file.stat()
@@ -201,6 +204,14 @@ def key_of(names: Sequence[str], files: Sequence[Path], size: int, options: Pred
             stamp = []
         digest.update(json.dumps([name, str(file), stamp]).encode())
     return digest.hexdigest()
+
+
+def standing(folder: Path) -> list[Any]:
+    """What of a run, or of an ensemble and its members, predictions depend on."""
+    if not together.is_ensemble(folder):
+        return loading.standing(folder)
+    own = [digests.of_file(folder / name) for name in (together.FILE, runs.DECISIONS)]
+    return [*own, *map(standing, together.read(folder).members)]
 
 
 class Pictures:
@@ -270,7 +281,9 @@ def told(errors: dict[int, str]) -> str:
     return few([errors[row] for row in sorted(errors)], MOST_PRINTED)
 
 
-def say(model: Model, names: Sequence[str], errors: dict[int, str], positive: np.ndarray, options: Predicting) -> None:
+def say(
+    model: Model | Ensemble, names: Sequence[str], errors: dict[int, str], positive: np.ndarray, options: Predicting
+) -> None:
     """What was done, and what the reader of the output must know."""
     for row in sorted(errors)[:MOST_PRINTED]:
         print(errors[row], file=sys.stderr)

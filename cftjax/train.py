@@ -18,7 +18,7 @@ from cftjax.data import preflight
 from cftjax.default import get_config
 from cftjax.report import folds
 from cftjax.runtime import devices, hosts, tracking
-from cftjax.stages import backbone, heads, outcome
+from cftjax.stages import backbone, heads, outcome, pooled
 from cftjax.types import Dataset
 
 
@@ -79,6 +79,8 @@ def train_folds(loaded: Dataset, config: Config[Any], workdir: Path) -> None:
     if devices.is_primary():
         folds.write(workdir, reported)
         print(f"Table: {workdir / 'folds.txt'}")
+        if written := pooled.write(workdir, [workdir / f"fold-{fold}" for fold in range(len(reported))]):
+            print(f"Predictions of all images, each by the fold that tested it: {written}")
 
 
 if __name__ == "__main__":

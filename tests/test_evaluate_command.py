@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import toy
 from rich.console import Console
+from scipy.stats import rankdata
 from sklearn.metrics import average_precision_score
 
 from cftjax import cli, evaluate, runs
 from cftjax import decisions as decided
 from cftjax.config import DecideConfig, TuningConfig
 from cftjax.embeddings import embed
-from cftjax.evaluation import content, tables
+from cftjax.evaluation import pictures, tables
 from cftjax.runtime import storage
 from cftjax.scores import reliability
 
@@ -77,7 +78,7 @@ def call(monkeypatch, capsys, folder):
 
     def of(*words, fails=False, drawn=False):
         if not drawn:
-            monkeypatch.setattr(content, "draw", lambda *_: None)
+            monkeypatch.setattr(pictures, "draw", lambda *_: None)
         monkeypatch.setattr(sys, "argv", ["evaluate", *map(str, words), *([] if fails else ["--resamples", "25"])])
         with pytest.raises(SystemExit) if fails else contextlib.nullcontext():
             cli.run(evaluate.main)
@@ -281,6 +282,7 @@ REFUSED = {
     "nothing to evaluate": [],
     "name the file of the labels with --truth": ["x.csv"],
     "runs bring their own labels": ["a", "--truth", "truth.csv"],
+    "--readers needs labels": ["x.csv", "y.csv", "--ensemble-out", "e.csv", "--readers", "truth.csv"],
     "is not a run (it has no config.json)": ["nowhere"],
     "no such file or folder; the folder . has x.csv": ["X.csv", "--truth", "truth.csv"],
     "is named twice": ["a", "a"],
@@ -343,3 +345,55 @@ def test_names_that_begin_like_formulas_come_back_as_they_were(call, tmp_path):
     assert read_csv(tmp_path / "out" / "table.csv")[0]["category"] == "'=fox"
     call(written, "--truth", truth, "--ensemble-out", tmp_path / "raw.csv", "--raw")
     assert [row["Study"] for row in read_csv(tmp_path / "raw.csv")] == ["=1+1", "-2", "s3"]
+
+
+def test_readers_stand_beside_the_models_in_tables_pictures_and_files(call, folder, tmp_path):
+    rows = read_csv(folder / "truth.csv")
+    for name, wrong in {"bc4": 3, "bc6": 5}.items():
+        with (tmp_path / f"{name}.csv").open("w", newline="") as file:
+            flipped = [
+                [row["Study"], *(int(row[c]) ^ (i % wrong == 0) for c in CATEGORIES)] for i, row in enumerate(rows)
+            ]
+            csv.writer(file).writerows([["Study", *CATEGORIES], *flipped])
+    people = ["--readers", tmp_path / "bc4.csv", tmp_path / "bc6.csv"]
+    out = call("x.csv", "y.csv", "--truth", "truth.csv", *people, "-o", tmp_path / "out", drawn=True)
+    assert "Readers below the ROC curve" in out
+    found = loaded(tmp_path / "out")["readers"]
+    assert [one["name"] for one in found["each"]] == ["bc4", "bc6"]
+    assert found["below"]["y"]["readers"][0][2] is None  # y does not give the third category
+    head, _, x, y, _ = (tmp_path / "out" / "table.md").read_text().splitlines()
+    assert head == r"| AP in % | fox | dog \$x\$ | \[red\]owl\[/red\] | mAP [95 % interval] | readers below |"
+    assert x.startswith(f"| x | {100 * loaded(tmp_path / 'out')['models'][0]['each']['AP'][0]:.2f} | ")
+    assert x.endswith(f" | {found['below']['x']['mean']:.1f} of 2 |")
+    assert " | - | " in y
+    lines = read_csv(tmp_path / "out" / "readers.csv")
+    assert len(lines) == 6
+    assert float(lines[0]["sensitivity"]) == found["each"][0]["sensitivity"][0]
+    assert lines[2]["below y"] == ""
+    call("x.csv", "--truth", "truth.csv", "-o", tmp_path / "out", drawn=True)
+    assert not (tmp_path / "out" / "readers.csv").exists()
+    assert loaded(tmp_path / "out")["readers"] is None
+
+
+@pytest.mark.parametrize("combine", ["mean", "rank"])
+def test_files_are_combined_without_labels_as_with_them(call, folder, tmp_path, combine):
+    words = ["x.csv", "y.csv", "--combine", combine, "--ensemble-out"]
+    out = call(*words, tmp_path / "a.csv")
+    assert "40 studies of x.csv; without --truth nothing is scored." in out
+    call(*words, tmp_path / "b.csv", "--truth", "truth.csv")
+    unlabelled, labelled = ({row["Study"]: row for row in read_csv(tmp_path / f"{name}.csv")} for name in "ab")
+    assert unlabelled == labelled
+    if combine == "rank":
+        each = [{row["Study"]: row for row in read_csv(folder / f"{name}.csv")} for name in "xy"]
+        names = list(labelled)
+        expected = np.mean(
+            [(rankdata([float(file[name]["fox"]) for name in names]) - 0.5) / len(names) for file in each], axis=0
+        )
+        np.testing.assert_allclose([float(unlabelled[name]["fox"]) for name in names], expected)
+
+
+def test_what_predict_writes_beside_probabilities_is_no_category(call, tmp_path):
+    for name, prob in {"a": 0.25, "b": 0.5}.items():
+        (tmp_path / f"{name}.csv").write_text(f"path,fox,fox decision,error\nx.png,{prob},0,\n")
+    call(tmp_path / "a.csv", tmp_path / "b.csv", "--ensemble-out", tmp_path / "both.csv")
+    assert read_csv(tmp_path / "both.csv") == [{"path": "x.png", "fox": "0.375"}]

@@ -1,10 +1,14 @@
+import csv
 import json
 
 import numpy as np
 import pytest
 from scipy import stats
 
+import cftjax
+from cftjax.evaluation import files
 from cftjax.report import folds
+from cftjax.stages import pooled
 
 
 def fold(before, final, images=10):
@@ -46,8 +50,28 @@ def test_text_csv_and_json_say_the_same(tmp_path, capsys):
     text = (tmp_path / "folds.txt").read_text()
     assert "AP in % over 3 folds, 31 images tested once each" in text
     assert "[b]dog" in text
+    assert "+10.00 [" in text
     assert "mAUC" in capsys.readouterr().out
     rows = (tmp_path / "folds.csv").read_text().splitlines()
     assert rows[0].startswith("category,before mean,before low")
     assert [row.split(",")[0] for row in rows[1:]] == ["cat", "[b]dog", "mAP", "mAUC"]
     assert json.loads((tmp_path / "folds.json").read_text())["cat"]["final"]["mean"] == pytest.approx(0.7)
+
+
+def test_what_folds_say_of_all_images_has_each_image_once_by_the_fold_that_tested_it(image_runs, tmp_path):
+    folders = [run.folder for run in image_runs[1].values()]
+    path = pooled.write(tmp_path, folders)
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    each = [cftjax.open_run(folder) for folder in folders]
+    assert [row["fold"] for row in rows] == ["0"] * 11 + ["1"] * 11
+    for run, some in zip(each, (rows[:11], rows[11:]), strict=True):
+        assert [row["path"] for row in some] == run.names("test")
+        expected = run.decisions().probabilities(run.heads("final")(run.embeddings("test").z))
+        np.testing.assert_allclose([[float(row[name]) for name in run.categories] for row in some], expected, rtol=1e-6)
+
+
+def test_predictions_that_do_not_fit_into_memory_are_left_out(image_runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "MOST_CELLS", 32)
+    assert pooled.write(tmp_path, [image_runs[1]["tiny_mean"].folder]) is None
+    assert list(tmp_path.iterdir()) == []

@@ -3,7 +3,7 @@ import pytest
 from cftjax import cli, train
 from cftjax.default import get_config
 from cftjax.input import cache, pipeline
-from cftjax.stages import backbone
+from cftjax.stages import backbone, pooled
 from cftjax.types import STAGES, Dataset
 
 
@@ -35,6 +35,7 @@ def test_folds_are_runs_of_their_own_and_one_table(tmp_path, monkeypatch):
     monkeypatch.setattr(
         train, "train_once", lambda loaded, config, folder: trained.append((config, folder)) or reported
     )
+    monkeypatch.setattr(pooled, "write", lambda folder, folds: folder / f"{len(folds)}.csv")
     config = cli.parse("", get_config, ["--split.folds", "3"]).config
     train.train_folds(Dataset(("cat",), {}, ""), config, tmp_path)
     assert [config.split.fold for config, _ in trained] == [0, 1, 2]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -11,11 +10,12 @@ from typing import Any, Literal
 import numpy as np
 from rich.console import Console
 
-from cftjax import decisions, figures
+from cftjax import decisions
 from cftjax.config import Metric
-from cftjax.evaluation import ensemble, files, tables
+from cftjax.evaluation import ensemble, files, paper, pictures, readers, readers_table, tables
 from cftjax.evaluation import models as members
 from cftjax.evaluation.ensemble import Weights
+from cftjax.evaluation.readers import Reader
 from cftjax.figures import evaluation as drawing
 from cftjax.metrics import MEAN
 from cftjax.report import printing
@@ -39,7 +39,8 @@ class Models:
         combine: how the ensemble was made; "none" where there is none.
         weights: of its members; None without one.
         fitted: what validation said of weights and ensemble; None where nothing was asked of it.
-        notes: what a reader must know of thresholds and of categories that are not given.
+        notes: what one must know of thresholds and of categories that are not given.
+        readers: people who decided on the same rows.
     """
 
     truth: Truth
@@ -48,6 +49,7 @@ class Models:
     weights: Weights | None = None
     fitted: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()
+    readers: tuple[Reader, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +152,7 @@ def with_ensemble(
             raise ValueError(f"--combine {combine} fits weights on validation, and there is none")
         weights = ensemble.fit(validation[1], validation[0], combine, metric)
         there = ensemble.combined(validation[1], weights.values, of_ranks=False)
-        fitted = _on_validation(validation, there, weights, metric)
+        fitted = on_validation(validation, there, weights, metric)
     whole = ensemble.combined(models, weights.values, of_ranks=of_ranks)
     mean = (np.stack([model.thresholds for model in models]) * weights.values).sum(0)
     found = np.full(len(mean), np.nan) if of_ranks else mean
@@ -172,7 +174,7 @@ def _refuse_scores(models: Sequence[Predictions], combine: Combining) -> None:
         raise ValueError(f"--combine {combine} needs probabilities, and {who}: use --combine rank, or none")
 
 
-def _on_validation(validation: Validation, whole: Predictions, weights: Weights, metric: Metric) -> dict[str, Any]:
+def on_validation(validation: Validation, whole: Predictions, weights: Weights, metric: Metric) -> dict[str, Any]:
     """Scores on validation of the members, of equal weights, and of the weights that were fitted there."""
     truth, models = validation
     even = ensemble.combined(models, ensemble.equal(np.stack([model.given for model in models])), of_ranks=False)
@@ -239,6 +241,7 @@ def to_dict(models: Models, measured: Measured, *, metric: Metric, resamples: in
         }
         if models.weights.picks is not None:
             out["ensemble"]["picks"] = dict(zip(named, models.weights.picks.tolist(), strict=True))
+    out["readers"] = None
     out["notes"] = [*truth.notes, *models.notes]
     return out
 
@@ -254,7 +257,7 @@ def report(
     progress: Callable[[int, int], None] | None = None,
     raw: bool = False,
 ) -> dict[str, Any]:
-    """Measure, print the tables, and write metrics.json, table.csv, table.txt and the pictures.
+    """Measure, print the tables, and write metrics.json, table.csv, table.md, table.txt and the pictures.
 
     Args:
         models: what is measured.
@@ -272,40 +275,17 @@ def report(
     drawn = [] if folder is None else drawing.curves_drawn(*measure.known_counts(models.truth).tolist())
     measured = measure.measure(models.truth, models.each, Asked(resamples, seed, drawn=drawn), progress)
     out = to_dict(models, measured, metric=metric, resamples=resamples, seed=seed)
+    compared = readers.compare(models.truth, models.each, models.readers) if models.readers else None
+    out["readers"] = readers_table.to_dict(compared) if compared else None
     text = printing.printed(lambda width: tables.tables_of(out, width=width), tables.notes(out), console)
     if folder is not None:
         storage.write_bytes(folder / "table.txt", text.encode())
         storage.write_bytes(folder / "table.csv", tables.to_csv(out, raw=raw).encode())
+        storage.write_bytes(folder / "table.md", paper.markdown(out).encode())
         storage.write_json(folder / "metrics.json", out)
-        draw(folder, models, measured, out, metric)
+        if compared is None:
+            (folder / "readers.csv").unlink(missing_ok=True)
+        else:
+            storage.write_bytes(folder / "readers.csv", readers_table.to_csv(out, raw=raw).encode())
+        pictures.draw(folder, models.truth, models.each, measured, out, metric, compared)
     return out
-
-
-def draw(folder: Path, models: Models, measured: Measured, out: Mapping[str, Any], metric: Metric) -> None:
-    """The pictures; of more models than they have room for, those named first and the last."""
-    names = [model.name for model in models.each]
-    places = [*range(len(names) - 1)[: drawing.MOST_OTHERS], len(names) - 1]
-    split, categories = models.truth.source, models.truth.categories
-    values, means = {}, {}
-    for place in places:
-        found = out["models"][place]["intervals"][metric]
-        values[names[place]] = np.array([found[key] for key in ("value", "low", "high")], np.float64)
-        means[names[place]] = measured.scores[place].overall[MEAN[metric]]
-    curves: dict[str, dict[str, np.ndarray]] = {}
-    for c in sorted({c for place in places for c in measured.scores[place].curves}):
-        for place in places:
-            if (one := measured.scores[place].curves.get(c)) is not None:
-                each = np.stack([one.recall, one.precision, one.false_positive_rate])
-                curves.setdefault(categories[c], {})[names[place]] = each
-    bins = {names[place]: measured.scores[place].bins for place in places if models.each[place].calibrated}
-    pictures = {
-        "scores": figures.score_intervals(categories, values, means, metric=metric, split=split),
-        "curves": figures.precision_recall_and_roc(
-            curves, [names[place] for place in places], split=split, num_categories=len(categories)
-        ),
-        "reliability": figures.reliability(bins, split=split),
-    }
-    for name, figure in pictures.items():
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=150)
-        storage.write_bytes(folder / f"{name}.png", buffer.getvalue())

@@ -169,14 +169,16 @@ class Rows:
     scores: bool = False
 
 
-def read_predictions(file: Path, sheet: Sheet, rows: Rows, truth: Truth, name: str) -> Predictions:
-    """A model's predictions in the order of the truth; rows and columns that the truth lacks are left out.
+def places(file: Path, sheet: Sheet, rows: Rows, truth: Truth, problems: Problems) -> Int[np.ndarray, " n"]:
+    """Where each row of a file stands in the truth; -1 for rows that the truth lacks, and those that were not read.
 
-    Raises:
-        ValueError: where rows of the truth are missing or come twice, or a cell of them is no number, or a few are no
-            probabilities.
+    Args:
+        file: for messages.
+        sheet: its content.
+        rows: how rows find each other.
+        truth: whose rows must all be there, and once where they are not brought together.
+        problems: where missing rows and repeats are noted.
     """
-    problems = Problems(file)
     keys = read_keys(file, sheet, rows.key)
     assert truth.names is not None
     place = {name: i for i, name in enumerate(truth.names)}
@@ -204,12 +206,24 @@ def read_predictions(file: Path, sheet: Sheet, rows: Rows, truth: Truth, name: s
         elif near := difflib.get_close_matches(missing[0], keys[:MOST_COMPARED], n=1):
             hint = f"; the nearest it has is {near[0]}"
         problems.add(f"{many}: {few(missing, 3)}{hint}", column=rows.key)
-    used = np.flatnonzero(index >= 0)
     if rows.study is None:
         wanted = [key if index[row] >= 0 else f"\0{row}" for row, key in enumerate(keys)]
         note_repeats(wanted, sheet, rows.key, problems)
+    return index
+
+
+def read_predictions(file: Path, sheet: Sheet, rows: Rows, truth: Truth, name: str) -> Predictions:
+    """A model's predictions in the order of the truth; rows and columns that the truth lacks are left out.
+
+    Raises:
+        ValueError: where rows of the truth are missing or come twice, or a cell of them is no number, or a few are no
+            probabilities.
+    """
+    problems = Problems(file)
+    index = places(file, sheet, rows, truth, problems)
+    used = np.flatnonzero(index >= 0)
     given = np.array([category in sheet.columns for category in truth.categories])
-    values = np.full((len(keys), len(truth.categories)), np.nan)
+    values = np.full((len(index), len(truth.categories)), np.nan)
     for c in np.flatnonzero(given).tolist():
         values[:, c] = numbers(sheet, truth.categories[c], used, problems)
     problems.raise_if_any()

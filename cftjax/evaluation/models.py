@@ -14,16 +14,15 @@ from cftjax import decisions
 from cftjax.data import meaning
 from cftjax.data.reading.sheets import Sheet
 from cftjax.evaluation import files as prediction_files
-from cftjax.evaluation import studies
+from cftjax.evaluation import sources, studies
 from cftjax.evaluation.ensemble import NAME
 from cftjax.evaluation.files import Rows
+from cftjax.evaluation.sources import Source
 from cftjax.evaluation.studies import Aggregate
-from cftjax.runs import Run
 from cftjax.scores import predictions
 from cftjax.scores.logits import category_groups
 from cftjax.scores.predictions import Predictions, Truth
 from cftjax.text import few
-from cftjax.types import SPLITS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +49,9 @@ class Reading:
 
 
 def names_of(models: Sequence[Path]) -> list[str]:
-    """What tables call each model: its folder or file without suffix, the whole path where that is not enough.
+    """What tables call each model: its folder, or its file without suffix and `_predictions`, which all may have.
+
+    The whole path where that is not enough.
 
     Raises:
         ValueError: where a model is named twice.
@@ -58,19 +59,24 @@ def names_of(models: Sequence[Path]) -> list[str]:
     for place, model in enumerate(models):
         if model in models[:place]:
             raise ValueError(f"{model} is named twice: name every run or file once")
-    short = [Path(model).resolve().name if model.is_dir() else model.stem for model in models]
+    short = [Path(model).resolve().name if model.is_dir() else named(model) for model in models]
     return [
         str(model) if short.count(name) > 1 or name == NAME else name for model, name in zip(models, short, strict=True)
     ]
 
 
-def split_of(runs: Sequence[Run], wanted: str | None) -> str:
+def named(file: Path) -> str:
+    """What tables call a file of predictions."""
+    return file.stem.removesuffix("_predictions") or file.stem
+
+
+def split_of(runs: Sequence[Source], wanted: str | None) -> str:
     """The split that is asked for, else test where every run has it, else validation.
 
     Raises:
         ValueError: where a run does not have it.
     """
-    has = {run.folder: [s for s in SPLITS if (run.folder / "embeddings" / s / "z.npy").is_file()] for run in runs}
+    has = {run.folder: sources.embedded(run) for run in runs}
     splits = [wanted] if wanted else ["test", "validation"]
     for split in splits:
         if all(split in own for own in has.values()):
@@ -81,8 +87,10 @@ def split_of(runs: Sequence[Run], wanted: str | None) -> str:
     )
 
 
-def of_runs(runs: Sequence[Run], names: Sequence[str], split: str, reading: Reading) -> tuple[Truth, list[Predictions]]:
-    """Labels and predictions of runs, which must be on the same images.
+def of_runs(
+    runs: Sequence[Source], names: Sequence[str], split: str, reading: Reading
+) -> tuple[Truth, list[Predictions]]:
+    """Labels and predictions of runs and kept ensembles, which must be on the same images.
 
     Raises:
         ValueError: with the first difference.
@@ -90,7 +98,7 @@ def of_runs(runs: Sequence[Run], names: Sequence[str], split: str, reading: Read
     first: Truth | None = None
     models = []
     for run, name in zip(runs, names, strict=True):
-        truth, model = predictions.of_run(run, split, name)
+        truth, model = sources.of_source(run, split, name)
         if first is None:
             first = truth
         else:
@@ -137,11 +145,36 @@ def of_files(
         sheet = prediction_files.read(truth)
         key, *keys = prediction_files.common_keys([(truth, sheet), *sheets], reading.keys, study is None)
         truth = _truth(truth, sheet, key, sheets, reading)
-    rows = [Rows(key, study, reading.aggregate or "mean", reading.scores) for key in keys]
+    rows = [rows_of(reading, key) for key in keys]
     return truth, [
         prediction_files.read_predictions(file, sheet, one, truth, name)
         for (file, sheet), one, name in zip(sheets, rows, names, strict=True)
     ]
+
+
+def unlabelled(files: Sequence[Path], reading: Reading) -> Truth:
+    """The rows of the first file and the categories of all, of which no label is known.
+
+    Categories are the columns that name no rows and that `cftjax predict` does not write beside probabilities.
+    """
+    sheets = [(file, prediction_files.read(file)) for file in files]
+    (file, sheet), keys = sheets[0], prediction_files.common_keys(sheets, reading.keys, reading.aggregate is None)
+    names = prediction_files.read_keys(file, sheet, keys[0])
+    unit = "studies" if keys[0].lower() == "study" else "images"
+    if reading.aggregate is not None:
+        (names, _), unit = studies.studies(names, reading.study, str(file)), "studies"
+    columns = dict.fromkeys(column for _, other in sheets for column in other.columns)
+    beside = {"error", *(f"{column} decision" for column in columns)}
+    categories = [name for name in columns if name not in beside and name.lower() not in reading.keys]
+    categories = tuple(reading.categories or categories)
+    nothing = np.zeros((len(names), len(categories)), bool)
+    return Truth(categories, nothing, nothing, file.name, list(names), unit=unit)
+
+
+def rows_of(reading: Reading, key: str) -> Rows:
+    """How the rows of one file find those of the truth, by its column `key`."""
+    study = reading.study if reading.aggregate is not None else None
+    return Rows(key, study, reading.aggregate or "mean", reading.scores)
 
 
 def _truth(file: Path, sheet: Sheet, key: str, others: Sequence[tuple[Path, Sheet]], reading: Reading) -> Truth:

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
+from cftjax.evaluation import readers_table
 from cftjax.evaluation.ensemble import NAME
 from cftjax.metrics import MEAN
 from cftjax.report import printing
@@ -49,9 +50,10 @@ def tables_of(out: Mapping[str, Any], *, width: int = FULL_WIDTH, most_rows: int
         width: characters at hand.
         most_rows: of more categories than this, the lowest and highest are shown.
     """
+    people = readers_table.tables(out, width, rows_shown(out, most_rows)) if out["readers"] else []
     if len(out["models"]) == 1:
-        return [categories(out, 0, width, most_rows), overall(out, width)]
-    found = [beside(out, width, most_rows), overall(out, width), differences(out, width)]
+        return [categories(out, 0, width, most_rows), overall(out, width), *people]
+    found = [beside(out, width, most_rows), overall(out, width), *people, differences(out, width)]
     fitted = out["ensemble"] and out["ensemble"]["validation"]
     return [*found, weights(out, width, most_rows)] if fitted else found
 
@@ -237,6 +239,7 @@ def notes(out: Mapping[str, Any], most_rows: int = MOST_ROWS) -> list[str]:
             lines.append(f"{model['name']} does not give {few(model['not_given'])}; left out of its means.")
     lines += out["notes"]
     lines += undefined(out)
+    lines += [readers_table.NOTE] if out["readers"] else []
     drawn = out["bootstrap"]
     if drawn["resamples"]:
         what = "groups, each with all its rows" if drawn["drawn"] == "groups" else out["unit"]

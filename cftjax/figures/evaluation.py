@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -17,6 +18,9 @@ OTHERS = ((INK, "s", "-"), (ORANGE, "^", "--"), (GREY, "D", "-."), (ORANGE, "v",
 # Models besides the last that a picture has room for.
 MOST_OTHERS = len(OTHERS)
 MOST_CURVES = 20
+# Of people, whose decisions are points.
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+Points = Mapping[str, Mapping[str, Float[np.ndarray, " 3"]]]
 
 
 def score_intervals(
@@ -90,6 +94,7 @@ def precision_recall_and_roc(
     *,
     split: str,
     num_categories: int,
+    points: Points | None = None,
 ) -> Figure:
     """For each category precision over recall, and beside it recall over false positive rate.
 
@@ -99,28 +104,30 @@ def precision_recall_and_roc(
         names: of the models, in the order of the legend; the last one is drawn as what it is all about.
         split: the images scored.
         num_categories: of which these are some.
+        points: category -> reader's name -> recall, precision and false positive rate of what a person decided.
     """
+    people = list(dict.fromkeys(name for each in (points or {}).values() for name in each))
     drawn = {name: models for name, models in categories.items() if models}
     if not drawn:
         return only_text(f"No category of {split} has known positives and negatives, so there is no curve.")
     pairs = 1 if len(drawn) == 1 else 2 if len(drawn) <= 8 else 3
     rows = -(-len(drawn) // pairs)
-    width, height = 4.9 * pairs, 2.2 * rows + 0.9
+    columns = min(len(names) + len(people), 2 * pairs)
+    more = 0.2 * ((len(names) + len(people) - 1) // columns)  # inches of further lines of the legend
+    width, height = 4.9 * pairs, 2.2 * rows + 0.95 + more
     figure = Figure(figsize=(width, height))
-    bottom, top = 0.55 / height, 1 - 0.75 / height
+    bottom, top = (0.6 + more) / height, 1 - 0.75 / height
     grid = figure.add_gridspec(
         rows, 2 * pairs, left=0.5 / width, right=1 - 0.15 / width, bottom=bottom, top=top, hspace=0.6, wspace=0.42
     )
     for place, (name, models) in enumerate(drawn.items()):
         row, pair = divmod(place, pairs)
         left, right = (figure.add_subplot(grid[row, 2 * pair + side]) for side in (0, 1))
-        right.plot([0, 100], [0, 100], color=GREY, linewidth=0.8, linestyle="--")
-        for model, curve in models.items():
-            colour, _, line = style(names.index(model), len(names))
-            recall, precision, false = 100 * curve
-            thick = 1.8 if model == names[-1] else 1.1
-            left.step(np.r_[0, recall], np.r_[precision[0], precision], color=colour, linestyle=line, linewidth=thick)
-            right.plot(np.r_[0, false], np.r_[0, recall], color=colour, linestyle=line, linewidth=thick)
+        draw_curves(left, right, models, names)
+        for reader, (recall, precision, false) in (points or {}).get(name, {}).items():
+            looks = point_style(people.index(reader))
+            left.scatter([100 * recall], [100 * precision], **looks)
+            right.scatter([100 * false], [100 * recall], **looks)
         framed(left, "recall (%)", "precision (%)")
         framed(right, "false positive rate (%)", "recall (%)")
         left.set_title(short(name, 34), fontsize=9.5, loc="left", fontweight="bold", color=INK, parse_math=False)
@@ -128,12 +135,36 @@ def precision_recall_and_roc(
     some = f"{len(drawn)} of {num_categories:,} categories, {why}" if len(drawn) < num_categories else ""
     title = f"Precision and recall, and ROC, on {split}"
     figure.suptitle(f"{title}\n{some}" if some else title, fontsize=11, fontweight="bold", y=1 - 0.08 / height)
+    name_lines(figure, names, people, columns)
+    return figure
+
+
+def draw_curves(left: Axes, right: Axes, models: Mapping[str, Float[np.ndarray, "3 _"]], names: Sequence[str]) -> None:
+    """One category's precision over recall, and its ROC, of every model."""
+    right.plot([0, 100], [0, 100], color=GREY, linewidth=0.8, linestyle="--")
+    for model, curve in models.items():
+        colour, _, line = style(names.index(model), len(names))
+        recall, precision, false = 100 * curve
+        thick = 1.8 if model == names[-1] else 1.1
+        left.step(np.r_[0, recall], np.r_[precision[0], precision], color=colour, linestyle=line, linewidth=thick)
+        right.plot(np.r_[0, false], np.r_[0, recall], color=colour, linestyle=line, linewidth=thick)
+
+
+def name_lines(figure: Figure, names: Sequence[str], people: Sequence[str], columns: int) -> None:
+    """The legend of models and people, below everything."""
     for place, name in enumerate(names):
         colour, _, line = style(place, len(names))
         figure.axes[0].plot([], [], color=colour, linestyle=line, label=in_legend(name, 24))
+    for place, name in enumerate(people):
+        figure.axes[0].scatter([], [], **point_style(place), label=in_legend(name, 24))
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncols=min(len(names), 2 * pairs), fontsize=8.5, frameon=False)
-    return figure
+    figure.legend(handles, labels, loc="lower center", ncols=columns, fontsize=8.5, frameon=False)
+
+
+def point_style(place: int) -> dict[str, Any]:
+    """How the points of one of several people look: hollow, so that curves show through."""
+    looks = {"s": 30, "linewidths": 1.3, "edgecolors": INK, "facecolors": "#ffffffb0", "zorder": 4, "clip_on": False}
+    return looks | {"marker": MARKERS[place % len(MARKERS)]}
 
 
 def framed(ax: Axes, x: str, y: str) -> None:

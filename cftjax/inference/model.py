@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +33,7 @@ from cftjax.types import Heads
 MAPPED_AT_ONCE = 64
 
 Images = np.ndarray | Sequence[np.ndarray | str | os.PathLike[str]]
+Opener = Callable[[int], UInt8[np.ndarray, "h w 3"]]
 View = Literal["mirror", "shift"]
 
 
@@ -70,6 +72,18 @@ class Features(nnx.Module):
     def embed(self, images: Float[jax.Array, "n h w 3"]) -> Float[jax.Array, "n d"]:
         """All features of an image in one row."""
         return self.backbone.features(images).astype(jnp.float32).reshape(len(images), -1)
+
+
+class Seen(NamedTuple):
+    """What is said of consecutive images.
+
+    Attributes:
+        probs: [m c] calibrated.
+        opened: [m] whether the image could be opened; else what is said of it means nothing.
+    """
+
+    probs: Float[np.ndarray, "m c"]
+    opened: Bool[np.ndarray, " m"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,6 +162,28 @@ class Model:
         """Embeddings z."""
         found = [np.empty((0, self.backbone.dim), np.float32), *self._rows(self.backbone, images, self.batch_size)]
         return np.concatenate(found)
+
+    def rows(
+        self, image: Opener, names: Sequence[str], settings: InputConfig, size: int, first: int = 0
+    ) -> Generator[Seen]:
+        """Probabilities of images in their order, some at a time.
+
+        Args:
+            image: opens the image of a row.
+            names: of the rows.
+            settings: threads, and what happens to images that cannot be opened.
+            size: images per step of each device.
+            first: row that comes first, a multiple of a step's.
+        """
+        records = records_of(image, names)
+        embedded = embed.embed_rows(self.backbone, records, self.preprocessing, settings, size, first=first)
+        with contextlib.closing(embedded):
+            start = first
+            for part in embedded:
+                stop = start + len(part.z)
+                logits = self.finite(np.asarray(self.heads(part.z)), names[start:stop])
+                yield Seen(self.decisions.probabilities(logits), part.opened)
+                start = stop
 
     def heatmaps(self, images: Images, categories: Sequence[str] | None = None) -> Float[np.ndarray, "n y x c"]:
         """Where categories are seen: logits by place; their mean over all places is the logit.
@@ -289,6 +325,8 @@ def load(folder: str | os.PathLike[str]) -> Model:
         ValueError: for a run of `cftjax finetune`, which has no backbone.
         FileNotFoundError: where there is no run, or an unfinished one.
     """
+    if (Path(folder) / "ensemble.json").is_file():
+        raise ValueError(f"{folder} is an ensemble: cftjax.inference.ensemble.load opens it, or name a member")
     run = Run(Path(folder))
     stored = run.config["preprocessing"]
     if stored is None:

@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from rich.table import Table
@@ -96,19 +96,21 @@ def table(title: str, rows: dict[str, dict[str, Interval]]) -> Table:
     """A row per category, and one per mean over categories."""
     out = printing.begun(title)
     out.add_column("category", no_wrap=True, max_width=32, overflow="ellipsis")
-    for name in KINDS:
+    for name in ("backbone", "final", "change"):
         out.add_column(name, justify="right", no_wrap=True)
     out.add_column("folds", justify="right")
     for name, row in rows.items():
-        out.add_row(Text(name), *(shown(row[kind]) for kind in KINDS), str(row["final"].folds))
+        cells = [shown(row["before"]), shown(row["final"]), shown(row["change"], "+")]
+        out.add_row(Text(name), *cells, str(row["final"].folds))
     return out
 
 
-def shown(value: Interval) -> str:
-    """A mean in percent and its interval."""
-    if np.isnan(value.low):
-        return printing.percent(None if np.isnan(value.mean) else value.mean)
-    return f"{printing.percent(value.mean)} [{100 * value.low:.1f}, {100 * value.high:.1f}]"
+def shown(value: Interval, sign: Literal["", "+"] = "") -> str:
+    """A mean in percent and its interval; of a change, with its sign."""
+    if np.isnan(value.mean):
+        return printing.UNDEFINED
+    mean = f"{100 * value.mean:{sign}.2f}"
+    return mean if np.isnan(value.low) else f"{mean} [{100 * value.low:{sign}.1f}, {100 * value.high:{sign}.1f}]"
 
 
 def to_csv(rows: dict[str, dict[str, Interval]]) -> str:
