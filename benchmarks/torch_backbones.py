@@ -278,7 +278,7 @@ def small_of_other_libraries() -> dict[str, tuple[Callable[[], Any], int]]:
         "img_size": 40, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": CLASSES,
         "global_pool": "token", "init_values": 1e-5, "rope_type": "dinov3", "rope_temperature": 100,
         "rope_rotate_half": True, "use_rot_pos_emb": True, "use_abs_pos_emb": False, "swiglu_mlp": True,
-        "swiglu_align_to": 8, "num_reg_tokens": 2, "use_fc_norm": False, "norm_layer": norm,
+        "swiglu_align_to": 8, "dynamic_img_size": True, "num_reg_tokens": 2, "use_fc_norm": False, "norm_layer": norm,
     }  # fmt: skip
     return {
         "dinov2_transformers": (lambda: of_transformers("Dinov2", image_size=24, **tiny), 24),
