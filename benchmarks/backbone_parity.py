@@ -99,7 +99,7 @@ def comparisons() -> Iterator[Comparison]:
             size, patch, pixels = rest.split("_")
             other = int(patch.removeprefix("patch")) * 10
             yield Comparison(name, "timm", f"vit_{size}_{patch}_siglip_{pixels}", (pixels, f"{other}x{2 * other}"))
-            yield Comparison(name, "transformers", rest.replace("_", "-"), (pixels,))
+            yield Comparison(name, "transformers", name.replace("_", "-"), (pixels,))
 
 
 def compare(torch: str, comparison: Comparison, folder: Path) -> tuple[list[float], int]:

@@ -125,9 +125,9 @@ def published_of_transformers(name: str) -> Any:
         size = {"s": "small", "b": "base", "l": "large"}[rest[0].removeprefix("vit")[0]]
         gated = {"use_gated_mlp": True, "hidden_act": "silu"} if rest[0].endswith("plus") else {}
         return of_transformers("DINOv3ViT", num_register_tokens=4, **WIDTHS[size], **gated)
-    patch, height = rest
+    size, patch, height = rest
     return of_transformers(
-        "SiglipVision", image_size=int(height), patch_size=int(patch.removeprefix("patch")), **WIDTHS[family]
+        "SiglipVision", image_size=int(height), patch_size=int(patch.removeprefix("patch")), **WIDTHS[size]
     )
 
 
