@@ -130,7 +130,7 @@ def attack_names(folder: Path) -> int:
 
 def options(given: Mapping[str, object]) -> list[str]:
     """As words of a command."""
-    return ["--tensorboard", *(str(word) for pair in given.items() for word in pair)]
+    return ["--log", "tensorboard", *(str(word) for pair in given.items() for word in pair)]
 
 
 def write_data(folder: Path) -> tuple[Path, Path]:

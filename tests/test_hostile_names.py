@@ -48,7 +48,7 @@ def tuned(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         capture = Capture(patch)
         code, out, error = toy.command(
-            patch, capture, finetune.main, folder / "bundle.npz", "-o", folder / "run", *small, "--tensorboard"
+            patch, capture, finetune.main, folder / "bundle.npz", "-o", folder / "run", *small, "--log", "tensorboard"
         )
     assert code == 0, error
     return folder / "run", out + error
