@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 import time
@@ -14,6 +15,8 @@ from typing import Any
 from cftjax.runtime.settings import flat
 
 EXPERIMENT = "cftjax"
+# Where nothing else is said: MLflow's own patience with a server that is not there is four minutes and more.
+PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
 # What MLflow takes at once, and at most of a parameter.
 METRICS_AT_ONCE, PARAMS_AT_ONCE, VALUE_LENGTH, NAME_LENGTH = 1000, 100, 6000, 250
 
@@ -33,8 +36,12 @@ class MlflowRun:
             past: id of the run to go on with.
             position: of no use here.
         """
+        for variable, value in PATIENCE.items():
+            os.environ.setdefault(variable, value)
         import mlflow  # pyright: ignore[reportMissingImports]  (an extra)
 
+        # A line for each try to reach a server, of which one is said in the end.
+        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
         self.mlflow: Any = mlflow
         self.client: Any = mlflow.MlflowClient()
         if past and self.is_there(past):
