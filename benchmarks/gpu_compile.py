@@ -31,6 +31,7 @@ import tpu_compile
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
+from cftjax.backbones import transformer
 from cftjax.cft import extents, regressions
 from cftjax.config import TuningConfig
 from cftjax.runtime import devices
@@ -47,12 +48,14 @@ NETWORKS = {
     "efficientnet_lite0": (128, 64),
 }
 # Calls of libraries, by what XLA names them.
-LIBRARIES = {"cudnn": "convolutions", "cublas": "products", "cusolver": "factorisations"}
+LIBRARIES = {"cudnn": "of cuDNN", "cublas": "of cuBLAS", "cusolver": "of cuSOLVER"}
 
 
 def programs() -> dict[str, Callable[[Mesh], Any]]:
     """Everything, by name."""
     tpu_compile.PLATFORM = "gpu"
+    # What is asked of the card, which is not there to answer.
+    transformer.has_flash_attention = lambda dtype: dtype == jnp.bfloat16
     coco = tpu_compile.Group(80, 8_278, 300, 8_278, 300)
     found: dict[str, Callable[[Mesh], Any]] = {}
     for recipe, config in (("paper", tpu_compile.PAPER), ("default", TuningConfig())):
@@ -104,7 +107,7 @@ def describe(name: str, lower: Callable[[Mesh], Any], mesh: Mesh, folder: Path |
     arguments, temporaries = memory.argument_size_in_bytes / 2**30, memory.temp_size_in_bytes / 2**30
     # `__cudnn$convForward`, or `cusolver_syevd_ffi`.
     calls = collections.Counter(re.findall(rf'custom_call_target="_*({"|".join(LIBRARIES)})[$_]', text))
-    libraries = ", ".join(f"{number} {LIBRARIES.get(each, each)}" for each, number in calls.items())
+    libraries = ", ".join(f"{number} {LIBRARIES[each]}" for each, number in calls.items())
     fused, sorts = len(re.findall(r" fusion\(", text)), len(re.findall(r" sort\(", text))
     cells = f"{arguments:.2f}", f"{temporaries:.2f}", f"{fused}", f"{sorts}", libraries, f"{traced - begun:.0f}"
     return f"| {' | '.join((name, *cells, f'{took:.0f}'))} |"
