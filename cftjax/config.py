@@ -149,6 +149,24 @@ class BackboneConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ClassifierConfig:
+    """From what a network sees at every place of an image to the logit of the image."""
+
+    places: int = 0
+    """The logit of a category is the mean over all places of an image and, times `places-weight`, the mean over so many
+    of its likeliest places, such as 5; 0 for the mean alone. Every category then has embeddings of its own."""
+    places_weight: float = 0.5
+    """What the mean over the likeliest places is multiplied by."""
+
+    def __post_init__(self) -> None:
+        """Refuse settings out of range."""
+        if self.places < 0:
+            raise ValueError(f"classifier.places {self.places} is no number of places: use 0 for none, or 5")
+        if not 0 < self.places_weight < float("inf"):
+            raise ValueError(f"classifier.places-weight {self.places_weight} is out of range: use 0.5, or 0.1 to 2")
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainingConfig:
     """Backbone training."""
 
@@ -510,6 +528,7 @@ class ImagesConfig(Generic[D]):
 
     data: D
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     labels: LabelsConfig = field(default_factory=LabelsConfig)
     split: SplitConfig = field(default_factory=SplitConfig)

@@ -25,7 +25,8 @@ from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Float32, Int, Shaped
 
 from cftjax import types
-from cftjax.backbones import Backbone, Embedder
+from cftjax.backbones import Embedder
+from cftjax.backbones.places import embedding_shape
 from cftjax.config import InputConfig
 from cftjax.input import pipeline
 from cftjax.input.preprocessing import Normalisation, Preprocessing
@@ -46,11 +47,11 @@ class Embedded(NamedTuple):
     """Consecutive rows of a split after the backbone.
 
     Attributes:
-        z: [m d].
+        z: [m d], or [m c d] where each category has an embedding of its own.
         opened: [m], False where the image could not be opened and z stands for a blank one.
     """
 
-    z: Float32[np.ndarray, "m d"]
+    z: Float32[np.ndarray, "m ..."]
     opened: Bool[np.ndarray, " m"]
 
 
@@ -60,7 +61,7 @@ def forward(
     variables: Any,
     images: Shaped[jax.Array, "n h w 3"],
     normalisation: Normalisation | None = None,
-) -> Float[jax.Array, "n d"]:
+) -> Float[jax.Array, "n ..."]:
     """Embeddings by running statistics, whatever mode the backbone was left in.
 
     Args:
@@ -134,7 +135,7 @@ def _in_order(parts: Sequence[types.Array], n: int) -> Embedded:
 
 
 def embed(
-    backbone: Backbone,
+    backbone: Embedder,
     records: types.Records,
     preprocessing: Preprocessing,
     input_config: InputConfig,
@@ -150,7 +151,7 @@ def embed(
     all of them see; the first one writes it.
 
     Args:
-        backbone: with `embed` and `dim`.
+        backbone: with `embed`, and `dim` or the shape of an embedding.
         records: the split.
         preprocessing: of the images.
         input_config: threads, and what happens to images that cannot be opened.
@@ -164,13 +165,13 @@ def embed(
     folder.mkdir(parents=True, exist_ok=True)
     primary, part, marker = devices.is_primary(), folder / PART, folder / MARKER
     done = _begun(folder, key)
-    n, dim = len(records), backbone.dim
+    n, shape = len(records), embedding_shape(backbone)
     # Everyone has read where to go on before the first host writes on.
     devices.barrier("embedding begins")
     with contextlib.ExitStack() as stack:
-        appended = _append(part, (n, dim), np.dtype(np.float32), done.rows)
+        appended = _append(part, (n, *shape), np.dtype(np.float32), done.rows)
         file = stack.enter_context(appended) if primary else None
-        written = _digest_of_rows(part, n, dim, done) if primary else hashlib.sha256()
+        written = _digest_of_rows(part, (n, *shape), done) if primary else hashlib.sha256()
         shown = stack.enter_context(Progress(f"Embed {folder.name}", unit="images"))
         shown.say("waiting for its first batch")
         rows = embed_rows(
@@ -236,16 +237,16 @@ def _begun(folder: Path, key: str) -> Begun:
     return Begun(**stored) if stored.get("key") == key and "digest" in stored else Begun(key)
 
 
-def _digest_of_rows(part: Path, n: int, dim: int, begun: Begun) -> Any:
+def _digest_of_rows(part: Path, shape: tuple[int, ...], begun: Begun) -> Any:
     """The digest of the rows that are written, to be gone on with.
 
     Raises:
         ValueError: where they are not what was written.
     """
-    digest, header = hashlib.sha256(), len(_header((n, dim), np.dtype(np.float32)))
+    digest, header = hashlib.sha256(), len(_header(shape, np.dtype(np.float32)))
     with part.open("rb") as file:
         file.seek(header)
-        left = begun.rows * dim * 4
+        left = begun.rows * math.prod(shape[1:]) * 4
         while left and (content := file.read(min(left, 2**22))):
             digest.update(content)
             left -= len(content)

@@ -1,16 +1,21 @@
 """Where in an image a category is seen: its logit, shared out over the places of the feature map.
 
 Source: Zhou et al., "Learning Deep Features for Discriminative Localization" (CVPR 2016);
-extended to maxima and weights.
+extended to maxima, weights and likeliest places.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 from scipy import special
 
+from cftjax.backbones import places as likeliest_places
 from cftjax.backbones.layers import Pooling
+from cftjax.backbones.places import LikeliestPlaces
 from cftjax.types import Heads
 
 
@@ -53,3 +58,23 @@ def maps(readable: Float[np.ndarray, "n y x d"], heads: Heads) -> Float[np.ndarr
         heads: of the categories.
     """
     return readable @ np.asarray(heads.kernel).T + np.asarray(heads.bias)
+
+
+def likeliest(
+    features: Float[np.ndarray, "n y x d"], backbone: LikeliestPlaces, heads: Heads, some: Sequence[int]
+) -> Float[np.ndarray, "n y x c"]:
+    """What the likeliest places add to `maps`, where they count twice: with it, the mean over all places is the logit.
+
+    Args:
+        features: of n images.
+        backbone: which says what the likeliest places are.
+        heads: of some categories.
+        some: which they are.
+    """
+    n, y, x, _ = features.shape
+    flat = likeliest_places.of_places(jnp.asarray(features))
+    kernel = backbone.kernel.get_value()[np.asarray(some)]
+    few = likeliest_places.likeliest(flat, kernel, backbone.config.places)
+    picked = np.moveaxis(np.asarray(likeliest_places.chosen(few, y * x)), 1, 2).reshape(n, y, x, len(some))
+    share = backbone.config.places_weight * y * x / backbone.config.places
+    return np.float32(share) * picked * (features.astype(np.float32) @ np.asarray(heads.kernel).T)

@@ -16,6 +16,7 @@ from flax import nnx
 from jaxtyping import Bool, Float, Num, UInt8
 
 from cftjax import types
+from cftjax.backbones.places import LikeliestPlaces, embedding_shape
 from cftjax.config import InputConfig
 from cftjax.data.reading import images
 from cftjax.decisions import Decisions
@@ -42,9 +43,9 @@ class Views(nnx.Module):
 
     def __init__(self, backbone: Any, views: Sequence[View]) -> None:
         """Look at images and, by `views`, at their mirror images and at images moved a little to the four sides."""
-        self.backbone, self.dim, self.views = backbone, backbone.dim, tuple(views)
+        self.backbone, self.views = backbone, tuple(views)
 
-    def embed(self, images: Float[jax.Array, "n h w 3"]) -> Float[jax.Array, "n d"]:
+    def embed(self, images: Float[jax.Array, "n h w 3"]) -> Float[jax.Array, "n ..."]:
         """The mean over all views of the embeddings z."""
         seen = [images]
         if "shift" in self.views:
@@ -158,10 +159,10 @@ class Model:
             )
         return logits
 
-    def embed(self, images: Images) -> Float[np.ndarray, "n d"]:
-        """Embeddings z."""
-        found = [np.empty((0, self.backbone.dim), np.float32), *self._rows(self.backbone, images, self.batch_size)]
-        return np.concatenate(found)
+    def embed(self, images: Images) -> Float[np.ndarray, "n ..."]:
+        """Embeddings z, [n d], or [n c d] where each category has its own."""
+        none = np.empty((0, *embedding_shape(self._looking_once)), np.float32)
+        return np.concatenate([none, *self._rows(self.backbone, images, self.batch_size)])
 
     def rows(
         self, image: Opener, names: Sequence[str], settings: InputConfig, size: int, first: int = 0
@@ -212,8 +213,13 @@ class Model:
         blocks = self._rows(Features(self._plain), images, min(self.batch_size, MAPPED_AT_ONCE))
         pool = self._plain.pool
         query = None if pool.query is None else np.asarray(pool.query.get_value())
-        each = (heatmaps.places(block.reshape(-1, *shape), pool.pooling, query) for block in blocks)
-        found = [heatmaps.maps(given, heads) for given in each]
+        found = []
+        for block in blocks:
+            features = block.reshape(-1, *shape)
+            shown = heatmaps.maps(heatmaps.places(features, pool.pooling, query), heads)
+            if isinstance(self._looking_once, LikeliestPlaces):
+                shown += heatmaps.likeliest(features, self._looking_once, heads, some)
+            found.append(shown)
         return np.concatenate([np.empty((0, *shape[:2], len(some)), np.float32), *found])
 
     def box(self, height: int, width: int) -> Box:
@@ -235,9 +241,15 @@ class Model:
         return self._plain.pool is not None
 
     @property
-    def _plain(self) -> Any:
-        """The backbone that looks once."""
+    def _looking_once(self) -> Any:
+        """What embeds one view."""
         return self.backbone.backbone if isinstance(self.backbone, Views) else self.backbone
+
+    @property
+    def _plain(self) -> Any:
+        """The backbone itself."""
+        once = self._looking_once
+        return once.backbone if isinstance(once, LikeliestPlaces) else once
 
     def looking(self, views: Sequence[View]) -> Model:
         """The same model that takes the mean of the logits of several views of an image.

@@ -16,14 +16,16 @@ from jaxtyping import Float
 
 from cftjax import backbones
 from cftjax.backbones import Backbone
-from cftjax.config import BackboneConfig
+from cftjax.backbones.places import LikeliestPlaces
+from cftjax.config import BackboneConfig, ClassifierConfig
 from cftjax.decisions import UNFITTED, Decisions
 from cftjax.input.preprocessing import Preprocessing
 from cftjax.runs import Run
 from cftjax.runtime import devices
 from cftjax.training import classifier
 
-FORMAT = 1
+# Of files whose likeliest places count twice 2, and 1 of all others, which older versions read.
+FORMAT = 2
 
 # Images or embeddings [n ...] to probabilities [n c].
 Function = Callable[[Any], Any]
@@ -34,7 +36,8 @@ class Program:
     """Everything between images and probabilities.
 
     Attributes:
-        arrays: by flat name: `backbone.` and its variables, head.kernel [c d], head.bias [c], and the calibration.
+        arrays: by flat name: `backbone.` and its variables, head.kernel [c d], head.bias [c], and the calibration;
+            where likeliest places count twice, places.kernel [c d] that tells which they are.
         description: of JSON values: input, output, categories, thresholds, preprocessing, architecture, versions.
     """
 
@@ -74,17 +77,20 @@ def of_run(run: Run) -> Program:
     heads = run.heads("final")
     arrays = {"head.kernel": np.asarray(heads.kernel, np.float32), "head.bias": np.asarray(heads.bias, np.float32)}
     arrays |= calibration_arrays(decisions)
-    preprocessing, settings = run.config["preprocessing"], run.config["settings"]
+    preprocessing, settings, places = run.config["preprocessing"], run.config["settings"], None
     if preprocessing is None:
         name, dtype, shape = "embeddings", "float32", list(run.embeddings("train").z.shape[1:])
     else:
         size = preprocessing["image_size"]
         name, dtype, shape = "images", "uint8", [size, size, 3]
         backbone = load_backbone(run)
+        if isinstance(backbone, LikeliestPlaces):
+            arrays["places.kernel"] = np.asarray(backbone.kernel.get_value())
+            places, backbone = dataclasses.asdict(backbone.config), backbone.backbone
         arrays |= {f"backbone.{path}": np.asarray(value) for path, value in _variables(backbone).items()}
     thresholds = np.where(np.isnan(decisions.thresholds), UNFITTED, decisions.thresholds)
     description = {
-        "format": FORMAT,
+        "format": 2 if places else 1,
         "made_by": f"cftjax {importlib.metadata.version('cftjax')}",
         "data": run.config["fingerprint"],
         "input": {"name": name, "dtype": dtype, "shape": ["n", *shape]},
@@ -98,7 +104,7 @@ def of_run(run: Run) -> Program:
         "notes": dict(decisions.notes),
         "architecture": None if preprocessing is None else settings["backbone"]["name"],
         "pooling": None if preprocessing is None else settings["backbone"].get("pooling", "published"),
-    }
+    } | ({"classifier": places} if places else {})
     return Program(arrays, description)
 
 
@@ -119,19 +125,23 @@ def cpu() -> list[Any]:
         raise ValueError("exports are made on the CPU, which JAX_PLATFORMS leaves out: add cpu to it") from error
 
 
-def _variables(module: nnx.Module) -> dict[str, Any]:
+def _variables(module: Any) -> dict[str, Any]:
     """Parameters and running statistics by their path, joined by dots."""
     state = nnx.state(module, (nnx.Param, nnx.BatchStat))
     return {".".join(map(str, path)): variable.get_value() for path, variable in nnx.to_flat_state(state)}
 
 
 def _embedding(description: dict[str, Any], arrays: dict[str, np.ndarray]) -> Function:
-    """Images uint8 [n s s 3] to embeddings [n d], by the architecture's name and the arrays alone."""
+    """Images uint8 [n s s 3] to embeddings [n d] or [n c d], by the architecture's name and the arrays alone."""
     graphdef, variables = _split(description, arrays)
     normalisation = Preprocessing.from_json(description["preprocessing"]).normalisation
 
     def embed(images: jax.Array) -> jax.Array:
-        return nnx.merge(graphdef, variables).embed(normalisation(images))
+        backbone = nnx.merge(graphdef, variables)
+        if "classifier" in description:
+            settings = ClassifierConfig(**description["classifier"])
+            backbone = LikeliestPlaces(backbone, jnp.asarray(arrays["places.kernel"]), settings)
+        return backbone.embed(normalisation(images))
 
     return embed
 

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flax import nnx
+
 from cftjax import runs
+from cftjax.backbones import places
 from cftjax.config import Config, TrainingConfig, check_together, deciding
 from cftjax.data import judging, preflight, splits
 from cftjax.embeddings import embed
@@ -45,7 +49,10 @@ def opened(loaded: Dataset, config: Config[Any], workdir: Path) -> Iterator[tupl
             print(note, flush=True)
     allow_missing = config.input.on_bad_image == "skip"
     hosts.together(lambda: preflight.check(dataset, config.split.leak, allow_missing=allow_missing))
-    preprocessing = images.of_experiment(dataset, config).preprocessing
+    source = images.of_experiment(dataset, config)
+    preprocessing = source.preprocessing
+    if config.classifier.places:
+        _check_places(source, config)
     run = runs.create(workdir, config, dataset.categories, dataset.fingerprint, preprocessing)
     with run.writing(), run.tracked(config.log):
         if prepared.validation_rows is not None and devices.is_primary():
@@ -53,6 +60,28 @@ def opened(loaded: Dataset, config: Config[Any], workdir: Path) -> Iterator[tupl
         if prepared.test_rows is not None and devices.is_primary():
             storage.write_arrays(run.folder / "test_rows.npz", {"rows": prepared.test_rows})
         yield run, dataset
+
+
+def _check_places(source: images.Images, config: Config[Any]) -> None:
+    """Refuse places that there are not before hours are spent, and say what embeddings of every category will take.
+
+    Raises:
+        ValueError: with the mend.
+    """
+    if config.training.freeze_backbone:
+        raise ValueError(
+            f"--classifier.places {config.classifier.places} trains the backbone through its likeliest places: leave "
+            "out --training.freeze-backbone, or --classifier.places"
+        )
+    model = nnx.eval_shape(lambda: classifier.Classifier(source.architecture, rngs=nnx.Rngs(0)))
+    places.check(model.backbone, config.classifier, source.preprocessing.image_size)
+    rows = sum(len(records) for records in source.dataset.splits.values())
+    shape = (rows, len(source.dataset.categories), model.backbone.dim)
+    if devices.is_primary():
+        size = 4 * math.prod(shape)
+        print(
+            f"Embeddings of every category's own: {' x '.join(f'{x:,}' for x in shape)}, {size / 1e9:.1f} GB on disk."
+        )
 
 
 def train(
@@ -63,7 +92,7 @@ def train(
     Args:
         run: of the experiment.
         dataset: its data.
-        config: its labels, input, backbone, training, embed and seed are read.
+        config: its labels, input, backbone, classifier, training, embed and seed are read.
         needed: the splits to embed, of those that there are.
         elsewhere: folders of runs from which a frozen backbone's embeddings are taken where they are the same.
 
@@ -105,7 +134,9 @@ def recorded(config: Config[Any]) -> list[Any]:
     labels, training = deciding(config.labels, config.training)
     # Not the number of threads, nor what happens to bad images: a run that one has stopped goes on without it.
     seen = dataclasses.replace(config.input, workers=2, on_bad_image="raise")
-    return [labels, None if config.training.freeze_backbone else seen, config.backbone, training, config.seed]
+    last_layer = [config.classifier] if config.classifier.places else []
+    shown = None if config.training.freeze_backbone else seen
+    return [labels, shown, config.backbone, training, *last_layer, config.seed]
 
 
 def _train_whole(run: Run, dataset: Dataset, config: Config[Any], needed: Sequence[str]) -> list[str]:

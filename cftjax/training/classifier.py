@@ -12,8 +12,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PyTree
 
 from cftjax import backbones
-from cftjax.backbones import Backbone
-from cftjax.config import BackboneConfig
+from cftjax.backbones import Embedder, places
+from cftjax.backbones.places import LikeliestPlaces
+from cftjax.config import BackboneConfig, ClassifierConfig
 from cftjax.input.preprocessing import Normalisation
 from cftjax.runtime import checkpoints, devices, digests
 from cftjax.types import Heads
@@ -26,11 +27,13 @@ class Architecture(NamedTuple):
         backbone: the network.
         num_categories: of the last layer.
         dtype: of the backbone's arithmetic; the last layer's is float32.
+        last_layer: how what is seen at every place becomes a logit.
     """
 
     backbone: BackboneConfig
     num_categories: int
     dtype: DTypeLike
+    last_layer: ClassifierConfig = ClassifierConfig()
 
 
 class Abstract(NamedTuple):
@@ -62,10 +65,34 @@ class Classifier(nnx.Module):
         # Accelerators would round its float32 to bfloat16 or TF32; the heads that are made of it are exact.
         highest = jax.lax.Precision.HIGHEST
         self.head = nnx.Linear(self.backbone.dim, architecture.num_categories, precision=highest, rngs=rngs)
+        self.last_layer = architecture.last_layer
 
     def __call__(self, images: Float[Array, "n h w 3"]) -> Float[Array, "n c"]:
         """Raw logits."""
-        return self.head(self.backbone.embed(images))
+        if not self.last_layer.places:
+            return self.head(self.backbone.embed(images))
+        assert self.head.bias is not None
+        kernel, bias = self.head.kernel.get_value(), self.head.bias.get_value()
+        return places.pooled_logits(self.backbone.features(images), kernel, bias, self.last_layer)
+
+    @property
+    def embedder(self) -> Embedder:
+        """What makes the embeddings of which the head's logits are those of the classifier."""
+        if not self.last_layer.places:
+            return self.backbone
+        return LikeliestPlaces(self.backbone, self.head.kernel.get_value().T, self.last_layer)
+
+
+class Logits(nnx.Module):
+    """A classifier in the place of a backbone, with logits for embeddings: a tenth of the size, or less."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        """Of this classifier."""
+        self.classifier = classifier
+
+    def embed(self, images: Float[Array, "n h w 3"]) -> Float[Array, "n c"]:
+        """Raw logits."""
+        return self.classifier(images)
 
 
 def new(architecture: Architecture, seed: int) -> Classifier:
@@ -107,8 +134,8 @@ def heads_of(model: Classifier) -> Heads:
     return Heads(head["kernel"].T, head["bias"])
 
 
-def load(folder: Path, mesh: Mesh | None = None, dtype: DTypeLike | None = None) -> tuple[Backbone, Heads]:
-    """The backbone, ready to embed, and the heads of the best epoch.
+def load(folder: Path, mesh: Mesh | None = None, dtype: DTypeLike | None = None) -> tuple[Embedder, Heads]:
+    """The backbone of the best epoch, ready to embed, and its heads for these embeddings.
 
     Args:
         folder: that `loop.fit` wrote.
@@ -124,7 +151,10 @@ def load(folder: Path, mesh: Mesh | None = None, dtype: DTypeLike | None = None)
     metadata = checkpoints.metadata(folder / "best", steps[-1], needed=("backbone", "num_categories", "compute_dtype"))
     with digests.describing(folder / "best" / str(steps[-1]) / checkpoints.DESCRIPTION):
         arithmetic = devices.compute_dtype(metadata["compute_dtype"]) if dtype is None else dtype
-        architecture = Architecture(BackboneConfig(**metadata["backbone"]), metadata["num_categories"], arithmetic)
+        # What trainings without it, and older ones, do not say.
+        last_layer = ClassifierConfig(**metadata.get("classifier", {}))
+        backbone = BackboneConfig(**metadata["backbone"])
+        architecture = Architecture(backbone, metadata["num_categories"], arithmetic, last_layer)
     empty = abstract(architecture)
     whole = devices.replicated(devices.mesh() if mesh is None else mesh)
     like = devices.abstract({"params": empty.params, "stats": empty.stats}, whole)
@@ -132,4 +162,4 @@ def load(folder: Path, mesh: Mesh | None = None, dtype: DTypeLike | None = None)
     model = nnx.merge(empty.graphdef, weights["params"], weights["stats"], other_variables(architecture))
     model.eval()
     assert isinstance(model, Classifier)
-    return model.backbone, heads_of(model)
+    return model.embedder, heads_of(model)

@@ -22,13 +22,13 @@ from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int, Num, PyTree
 
 from cftjax import types
-from cftjax.config import BackboneConfig, Config, InputConfig, LabelsConfig, TrainingConfig
+from cftjax.config import BackboneConfig, ClassifierConfig, Config, InputConfig, LabelsConfig, TrainingConfig
 from cftjax.data import labels
 from cftjax.input import pipeline
 from cftjax.runtime import devices
 from cftjax.training import classifier
 from cftjax.training.classifier import Abstract, Architecture, Classifier
-from cftjax.training.source import Validation
+from cftjax.training.source import Validation, logits_of
 
 # Rows of embeddings read at a time.
 ROWS_AT_ONCE = 16384
@@ -102,6 +102,11 @@ class HeadOnEmbeddings:
         """The training split."""
         return self.dataset.splits["train"]
 
+    @property
+    def last_layer(self) -> ClassifierConfig:
+        """One logit for the whole embedding: places are behind it."""
+        return ClassifierConfig()
+
     @functools.cached_property
     def opened(self) -> Bool[np.ndarray, " n"]:
         """Training images that could be opened."""
@@ -135,11 +140,12 @@ class HeadOnEmbeddings:
         split = self.embeddings["validation"]
         trained = nnx.as_pure(nnx.state(model.head, nnx.Param))
         last_layer = plain(trained, model.mean.get_value(), model.scale.get_value())
+        heads = types.Heads(last_layer["kernel"].T, last_layer["bias"])
 
         def columns(some: Int[np.ndarray, " k"]) -> tuple[np.ndarray, np.ndarray]:
             return np.asarray(split.labels[:, some]), np.asarray(split.known[:, some])
 
-        return Validation(split.z, types.Heads(last_layer["kernel"].T, last_layer["bias"]), columns)
+        return Validation((len(split), len(heads.bias)), logits_of(split.z, heads), columns)
 
     def classifier(self, params: PyTree, stats: PyTree, rest: PyTree) -> tuple[PyTree, PyTree]:
         """The backbone as it was given, and the head for its embeddings."""

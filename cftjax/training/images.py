@@ -11,14 +11,14 @@ from jax.sharding import Mesh
 from jaxtyping import Int, PyTree
 
 from cftjax import backbones, types
-from cftjax.config import BackboneConfig, Config, InputConfig, LabelsConfig, TrainingConfig
+from cftjax.config import BackboneConfig, ClassifierConfig, Config, InputConfig, LabelsConfig, TrainingConfig
 from cftjax.embeddings import embed
 from cftjax.input import pipeline
 from cftjax.input.preprocessing import Preprocessing
 from cftjax.runtime import devices
 from cftjax.training import classifier
-from cftjax.training.classifier import Abstract, Architecture, Classifier
-from cftjax.training.source import Validation
+from cftjax.training.classifier import Abstract, Architecture, Classifier, Logits
+from cftjax.training.source import Validation, logits_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Images:
         labels: what becomes of unknown and uncertain ones.
         input: threads, augmentation, and what happens to images that cannot be opened.
         backbone: the network.
+        last_layer: how what it sees at every place becomes a logit.
         training: loss, optimizer, schedule.
         embed_batch_size: validation images per step of each device.
         seed: of initial weights, order, augmentation and mixing.
@@ -41,6 +42,7 @@ class Images:
     labels: LabelsConfig
     input: InputConfig
     backbone: BackboneConfig
+    last_layer: ClassifierConfig
     training: TrainingConfig
     embed_batch_size: int
     seed: int
@@ -54,7 +56,7 @@ class Images:
     def architecture(self) -> Architecture:
         """What decides the classifier's variables."""
         dtype = devices.compute_dtype(self.training.compute_dtype)
-        return Architecture(self.backbone, len(self.dataset.categories), dtype)
+        return Architecture(self.backbone, len(self.dataset.categories), dtype, self.last_layer)
 
     def batches(self, bad_images: set[str]) -> grain.DatasetIterator[types.Batch]:
         """Endless training batches, shuffled and augmented."""
@@ -84,8 +86,10 @@ class Images:
         if "validation" not in self.dataset.splits:
             return None
         records = self.dataset.splits["validation"]
+        # Embeddings of every category's own need not fit into memory; their logits do.
+        module = Logits(model) if self.last_layer.places else model.backbone
         parts = list(
-            embed.embed_rows(model.backbone, records, self.preprocessing, self.input, self.embed_batch_size, mesh=mesh)
+            embed.embed_rows(module, records, self.preprocessing, self.input, self.embed_batch_size, mesh=mesh)
         )
         z, opened = np.concatenate([part.z for part in parts]), np.concatenate([part.opened for part in parts])
 
@@ -93,7 +97,8 @@ class Images:
             labels = records.labels.columns(some)
             return labels.labels, labels.known & opened[:, None]
 
-        return Validation(z, classifier.heads_of(model), columns)
+        logits = (lambda some: z[:, some]) if self.last_layer.places else logits_of(z, classifier.heads_of(model))
+        return Validation((len(records), len(self.dataset.categories)), logits, columns)
 
     def classifier(self, params: PyTree, stats: PyTree, rest: PyTree) -> tuple[PyTree, PyTree]:
         """Parameters and statistics as they are, for what is trained is the whole classifier."""
@@ -105,7 +110,7 @@ def of_experiment(dataset: types.Dataset, config: Config[Any]) -> Images:
 
     Args:
         dataset: with the split `train`, and `validation` where there is one.
-        config: its data.scene_size, labels, input, backbone, training, embed.batch_size and seed are read.
+        config: its data.scene_size, labels, input, backbone, classifier, training, embed.batch_size and seed are read.
     """
     return Images(
         dataset,
@@ -113,6 +118,7 @@ def of_experiment(dataset: types.Dataset, config: Config[Any]) -> Images:
         config.labels,
         config.input,
         config.backbone,
+        config.classifier,
         config.training,
         config.embed.batch_size,
         config.seed,

@@ -226,14 +226,14 @@ class Training:
         """Begin to write what inference needs."""
         params, stats = self.state.ema
         params, stats = self.source.classifier(params, stats, self.state.rest)
-        history = self.history
+        history, last_layer = self.history, self.source.last_layer
         metadata = {
             "backbone": dataclasses.asdict(self.source.backbone),
             "num_categories": self.records.labels.shape[1],
             "compute_dtype": self.settings.compute_dtype,
             "epoch": history.best_epoch,
             "score": history.score[history.best_epoch - 1],
-        }
+        } | ({"classifier": dataclasses.asdict(last_layer)} if last_layer.places else {})
         self.writer.save(self.folder / "best", history.step, {"params": params, "stats": stats}, metadata)
 
     def save(self, iterator_state: dict[str, Any] | None = None) -> None:

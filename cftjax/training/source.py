@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int, PyTree
 
 from cftjax import metrics, types
-from cftjax.config import BackboneConfig, LabelsConfig, Metric, TrainingConfig
+from cftjax.config import BackboneConfig, ClassifierConfig, LabelsConfig, Metric, TrainingConfig
 from cftjax.training.classifier import Abstract
 
 # Logits of validation computed at a time: 256 MB.
@@ -24,28 +24,32 @@ class Validation(NamedTuple):
     """Validation as a model of the moment sees it.
 
     Attributes:
-        z: embeddings.
-        heads: the last layer for them.
+        size: number of images and of categories.
+        logits: some categories -> raw logits [n k].
         columns: some categories -> labels [n k] and known [n k].
     """
 
-    z: Float[types.Array, "n d"]
-    heads: types.Heads
+    size: tuple[int, int]
+    logits: Callable[[slice], Float[np.ndarray, "n k"]]
     columns: Callable[[Int[np.ndarray, " k"]], tuple[Bool[np.ndarray, "n k"], Bool[np.ndarray, "n k"]]]
 
     def score(self, metric: Metric) -> float | None:
         """The mean score on the known labels; None where no category has both."""
-        heads, c = self.heads, len(self.heads.bias)
+        n, c = self.size
         scores = np.empty(c, np.float32)
         # A group of categories at a time: all labels of a large set do not fit into one dense array.
-        size = max(SCORED_ELEMENTS // max(len(self.z), 1), 1)
+        size = max(SCORED_ELEMENTS // max(n, 1), 1)
         for start in range(0, c, size):
             some = slice(start, min(start + size, c))
             present, known = self.columns(np.arange(c)[some])
-            logits = np.asarray(types.Heads(heads.kernel[some], heads.bias[some])(self.z))
-            scores[some] = metrics.score(metric, logits, present, known)
+            scores[some] = metrics.score(metric, self.logits(some), present, known)
         mean = float(metrics.mean_defined(scores))
         return mean if math.isfinite(mean) else None
+
+
+def logits_of(z: Float[types.Array, "n d"], heads: types.Heads) -> Callable[[slice], Float[np.ndarray, "n k"]]:
+    """Some categories -> their raw logits of embeddings."""
+    return lambda some: np.asarray(types.Heads(heads.kernel[some], heads.bias[some])(z))
 
 
 @runtime_checkable
@@ -70,6 +74,11 @@ class Source(Protocol):
     @property
     def backbone(self) -> BackboneConfig:
         """The network whose weights are kept."""
+        ...
+
+    @property
+    def last_layer(self) -> ClassifierConfig:
+        """How what the network sees at every place becomes a logit."""
         ...
 
     @property
