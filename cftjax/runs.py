@@ -35,6 +35,8 @@ from cftjax.types import SPLITS, STAGES, Embeddings, Heads
 
 FORMAT = 1
 DECISIONS, OUT_OF_FOLD, REFIT = "decisions.json", "out_of_fold.npz", "refit.npz"
+# Heads of validation labels that judge and that nothing learns from, which a sweep keeps beside a run's own.
+JUDGED = "judged"
 LIBRARIES = ("cftjax", "jax", "jaxlib", "flax", "optax", "evosax", "grain", "orbax-checkpoint", "numpy")
 
 
@@ -109,10 +111,10 @@ class Run:
         self.categories: tuple[str, ...] = text.names(self.config["categories"], f"the categories of {path}")
 
     def heads(self, stage: str) -> Heads:
-        """The heads after `backbone`, `ga`, `polish` or `final`, kernel [c d] and bias [c]; or `refit`."""
+        """The heads after `backbone`, `ga`, `polish` or `final`, kernel [c d] and bias [c]; `refit`, or a sweep's `judged`."""
         if stage == "refit":
             return storage.read_heads(self.folder / "heads" / "polish" / REFIT)
-        if stage not in STAGES:
+        if stage not in (*STAGES, JUDGED):
             raise ValueError(f"heads {stage!r} is not one of {', '.join(STAGES)}")
         return storage.read_heads(self.folder / "heads" / stage / "heads.npz")
 

@@ -19,7 +19,7 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
-from cftjax import cli
+from cftjax import cli, runs
 from cftjax.config import ORDERS, Config, Unknown, check_together
 from cftjax.data import preflight
 from cftjax.default import get_config
@@ -27,7 +27,7 @@ from cftjax.metrics import MEAN
 from cftjax.report import sweep_scores, sweep_table
 from cftjax.report.sweep_scores import FULL, RunScores, SweepScores
 from cftjax.runtime import devices, hosts, storage, tracking
-from cftjax.stages import backbone, heads
+from cftjax.stages import backbone, crossfit, heads
 from cftjax.types import SPLITS, Dataset
 from cftjax.unknowns import MODES
 
@@ -204,6 +204,9 @@ def one_run(
             return sweep_scores.of_run(run, split, config.choose.metric, ["backbone"], config.report.resamples)
         reported = heads.tune(run, config, made_from, dataset.reported)
         stages = ["backbone", "final", *(["refit"] if config.choose.rule == "shared" else [])]
+        if config.choose.rule == "shared" and config.choose.refit == "all" and "validation" in run.splits:
+            crossfit.judge_only(run, config, made_from)
+            stages.append(runs.JUDGED)
         measured = sweep_scores.of_run(run, split, config.choose.metric, stages, config.report.resamples)
     mean = MEAN[config.choose.metric]
     between = {stage: reported[split][stage][mean] for stage in ORDERS[config.order]}

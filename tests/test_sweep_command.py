@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+import cftjax
 from cftjax import sweep
-from cftjax.config import LabelsConfig
+from cftjax.config import ChooseConfig, GAConfig, LabelsConfig, PolishConfig, TuningConfig
 from cftjax.default import get_config
 from cftjax.report import sweep_table
 from cftjax.report.sweep_scores import RunScores, SweepScores
@@ -34,8 +35,15 @@ OPTIONS = {
     "--report.resamples": "5",
 }
 SMALL = [word for pair in OPTIONS.items() for word in pair]
+JUDGE_ONLY = TuningConfig(
+    ga=GAConfig(num_generations=10, population_size=4, dimensions=4),
+    polish=PolishConfig(num_steps=5, dimensions=4),
+    choose=ChooseConfig(refit="none"),
+)
 REFIT = "Ignore, refit on all known labels"
-METHODS = ["Negative", "Ignore", "CFT search", "CFT search, then polish", "CFT final", "CFT on Ignore", REFIT]
+BEFORE = ["Negative", "Ignore", "CFT search", "CFT search, then polish", "CFT final", "CFT on Ignore"]
+JUDGED = [f"{name}, validation only judges" for name in ("CFT final", "CFT on Ignore")]
+METHODS = [*BEFORE, *JUDGED, REFIT]
 RUNS = ("negative", "ignore")
 # Of the methods.
 ROWS = [
@@ -73,9 +81,10 @@ def test_a_sweep_that_is_stopped_goes_on_and_its_table_is_that_of_its_runs(tmp_p
     assert list(content["methods"]) == METHODS
     found = {mode: json.loads((tmp_path / f"{mode}-0.5/report/metrics.json").read_text()) for mode in RUNS}
     assert content["methods"][REFIT]["stage"] == "refit"
-    for method, (mode, stage) in zip(METHODS[:-1], ROWS, strict=True):
+    for method, (mode, stage) in zip(BEFORE, ROWS, strict=True):
         score = content["methods"][method]["scores"][0][0]
         np.testing.assert_allclose(score, found[mode]["test"][stage]["mAP"], rtol=1e-6)
+    check_both_protocols(tmp_path, content)
     # The same resamples as in the reports, whose seed is the runs'.
     own = {gain["method"]: gain for gain in content["gains"] if (gain["method"], gain["over"]) in OWN}
     for (method, _), mode in zip(OWN, RUNS, strict=True):
@@ -90,8 +99,22 @@ def test_a_sweep_that_is_stopped_goes_on_and_its_table_is_that_of_its_runs(tmp_p
     assert json.loads((tmp_path / "table.json").read_text()) == content
     call(monkeypatch, *words, "--tuned", "ignore")
     fewer = json.loads((tmp_path / "table.json").read_text())["methods"]
-    assert list(fewer) == ["Negative", "Ignore", "CFT on Ignore", REFIT]
+    assert list(fewer) == ["Negative", "Ignore", "CFT on Ignore", JUDGED[1], REFIT]
     assert fewer == {name: content["methods"][name] for name in fewer}
+
+
+def check_both_protocols(folder, content):
+    """The second row is of the heads that `--choose.refit none` gives, and is not held to what learned from validation."""
+    assert "from those of train alone (--choose.refit none)" in " ".join((folder / "table.txt").read_text().split())
+    for name, mode, (_, own) in zip(JUDGED, RUNS, OWN, strict=True):
+        run = cftjax.open_run(folder / f"{mode}-0.5")
+        train, validation = run.embeddings("train"), run.embeddings("validation")
+        expected = cftjax.fine_tune(train, validation, run.heads("backbone"), config=JUDGE_ONLY).heads
+        np.testing.assert_allclose(run.heads("judged").kernel, expected.kernel, rtol=1e-5, atol=1e-6)
+        assert np.abs(run.heads("judged").kernel - run.heads("final").kernel).max() > 1e-4
+        assert content["methods"][name]["unknown"] == {"negative": "assume_negative"}.get(mode, mode)
+        compared = [gain["over"] for gain in content["gains"] if gain["method"] == name]
+        assert compared == list(dict.fromkeys([own, "Ignore"]))
 
 
 def tuned_before(tune, run, *arguments):

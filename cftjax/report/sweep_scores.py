@@ -13,7 +13,7 @@ from cftjax.config import ORDERS, Metric
 from cftjax.metrics import MEAN
 from cftjax.report import printing
 from cftjax.report.printing import defined
-from cftjax.runs import Run
+from cftjax.runs import JUDGED, Run
 from cftjax.scores import bootstrap, measure, predictions
 from cftjax.scores.bootstrap import Interval
 from cftjax.scores.measure import Asked
@@ -24,6 +24,8 @@ FINAL = "CFT final"
 # Not a mode: runs of which no label is hidden. And what Ignore comes to by learning from validation labels as well.
 FULL, FULL_TITLE = "full_labels", "Full labels"
 REFIT = "Ignore, refit on all known labels"
+# What CFT comes to where validation labels are kept out of learning, as protocols of papers want it.
+ONLY_JUDGES = ", validation only judges"
 # The same resamples for all runs, so that any two of them can be compared.
 BOOTSTRAP_SEED = 0
 
@@ -39,7 +41,8 @@ class RunScores:
 
     Attributes:
         scores: stage of the heads -> mean score in [0, 1]; NaN where undefined.
-        samples: `backbone` and, where CFT was put on top, `final` -> [r] mean scores under the same resamples.
+        samples: `backbone` and, where CFT was put on top, `final` and others -> [r] mean scores under the same
+            resamples.
         num_images: in the split.
         unit: what a resample draws, "images" or "groups".
     """
@@ -105,9 +108,15 @@ class SweepScores:
                 rows[name] = ("assume_negative", stage)
         others = [mode for mode in self.runs if mode in self.tuned and mode != "assume_negative"]
         rows |= {f"CFT on {MODES[mode].title}": (mode, "final") for mode in others}
-        if "ignore" in self.tuned and all("refit" in run.scores for runs in self.runs["ignore"] for run in runs):
+        finals = {name: mode for name, (mode, stage) in rows.items() if stage == "final"}
+        rows |= {name + ONLY_JUDGES: (mode, JUDGED) for name, mode in finals.items() if self._all_have(mode, JUDGED)}
+        if "ignore" in self.tuned and self._all_have("ignore", "refit"):
             rows[REFIT] = ("ignore", "refit")
         return rows
+
+    def _all_have(self, mode: str, stage: str) -> bool:
+        """Whether every run of a mode has heads of a stage."""
+        return all(stage in run.scores for runs in self.runs[mode] for run in runs)
 
     @property
     def methods(self) -> dict[str, Float[np.ndarray, "s p"]]:
@@ -136,10 +145,12 @@ class SweepScores:
         rows, ignore = self.rows, MODES["ignore"].title
         gains = []
         for name, (mode, stage) in rows.items():
-            if stage != "final":
+            if stage not in ("final", JUDGED):
                 continue
             own = MODES[mode].title
-            others = [other for other in (ignore, REFIT) if other in rows and other != own]
+            # What has not learned from validation labels is not held to what has.
+            rivals = (ignore, REFIT) if stage == "final" else (ignore,)
+            others = [other for other in rivals if other in rows and other != own]
             for over in (own, *others):
                 for place, proportion in enumerate(self.proportions):
                     gains.append(Gain(name, over, proportion, self.gain(rows[name], rows[over], place)))

@@ -126,6 +126,11 @@ def notes(scores: SweepScores, labels: LabelsConfig) -> list[str]:
         lines.append(
             f"Shares are those of the positive labels; of the negative ones {labels.known_negatives:.1%} stay known."
         )
+    if any(name.endswith(sweep_scores.ONLY_JUDGES) for name in scores.rows):
+        lines.append(
+            f"CFT learns from the known labels of validation as well, in folds; {sweep_scores.ONLY_JUDGES[2:]}: from "
+            "those of train alone (--choose.refit none)."
+        )
     if sweep_scores.REFIT in scores.rows:
         lines.append(
             f"{sweep_scores.REFIT}: ridge regressions from the known labels of train and validation, "

@@ -7,6 +7,7 @@ images, each by heads that have not learned from it.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -159,6 +160,26 @@ def _share(run: Run, problem: Problem, whole: Committee, made_from: str) -> str:
                 names = [run.categories[c] for c in chosen.unjudged]
                 print(f"Tuned as the others, for no validation label of them could judge: {few(names)}.")
     return stage.key
+
+
+def judge_only(run: Run, config: TuningConfig, made_from: Sequence[str]) -> None:
+    """Keep beside a run's final heads those of `--choose.refit none`: validation judges, and nothing learns from it.
+
+    Args:
+        run: with a validation split, and tuned under the rule `shared`.
+        config: its polish, choose and seed are read.
+        made_from: keys of the stages before the search, whose winners do not enter these heads.
+    """
+    config = dataclasses.replace(config, choose=dataclasses.replace(config.choose, refit="none"))
+    settings = [config.polish, config.choose, config.seed]
+    with run.stage(f"heads/{runs.JUDGED}", settings, made_from) as stage:
+        if stage.complete:
+            return
+        problem = Problem(run.embeddings("train"), run.embeddings("validation"), run.heads("backbone"), config)
+        title = "Polish, validation only judges"
+        whole = _watched(stage, title, "categories", "")(lambda **given: crossfit.learn(problem, [], **given))
+        if devices.is_primary():
+            storage.write_heads(stage.folder / "heads.npz", crossfit.share(problem, whole).heads)
 
 
 def _watched(stage: Stage, title: str, unit: str, words: str) -> Callable[[Callable[..., T]], T]:
