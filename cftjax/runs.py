@@ -111,7 +111,7 @@ class Run:
         self.categories: tuple[str, ...] = text.names(self.config["categories"], f"the categories of {path}")
 
     def heads(self, stage: str) -> Heads:
-        """The heads after `backbone`, `ga`, `polish` or `final`, kernel [c d] and bias [c]; `refit`, or a sweep's `judged`."""
+        """The heads after `backbone`, `ga`, `polish` or `final`, kernel [c d] and bias [c]; `refit` or `judged`."""
         if stage == "refit":
             return storage.read_heads(self.folder / "heads" / "polish" / REFIT)
         if stage not in (*STAGES, JUDGED):

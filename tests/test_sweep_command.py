@@ -104,7 +104,7 @@ def test_a_sweep_that_is_stopped_goes_on_and_its_table_is_that_of_its_runs(tmp_p
 
 
 def check_both_protocols(folder, content):
-    """The second row is of the heads that `--choose.refit none` gives, and is not held to what learned from validation."""
+    """The second row is of the heads that `--choose.refit none` gives; what has learned from more is no rival of it."""
     assert "from those of train alone (--choose.refit none)" in " ".join((folder / "table.txt").read_text().split())
     for name, mode, (_, own) in zip(JUDGED, RUNS, OWN, strict=True):
         run = cftjax.open_run(folder / f"{mode}-0.5")
