@@ -1,4 +1,3 @@
-import json
 import sys
 
 import jax
@@ -6,19 +5,20 @@ import jax.numpy as jnp
 import jax.test_util
 import numpy as np
 import pytest
+import toy
 from flax import nnx
 
 import cftjax
-from cftjax import backbones, export, train
+from cftjax import backbones, export, metrics, train
 from cftjax.backbones import places, resnet
 from cftjax.backbones.places import LikeliestPlaces
 from cftjax.config import BackboneConfig, ClassifierConfig
-from cftjax.data.digits import DigitsData
+from cftjax.data.reading import images as data_images
 from cftjax.inference import formats
+from cftjax.inference import program as programs
 from cftjax.runtime import storage
 from cftjax.stages import backbone as stage
 from cftjax.training import classifier
-from cftjax.training.classifier import Architecture
 
 CONFIG = ClassifierConfig(places=3, places_weight=0.7)
 rng = np.random.default_rng(0)
@@ -104,6 +104,75 @@ def test_settings_out_of_range_are_refused(wrong):
         ClassifierConfig(**wrong)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def tiny():
+    """A network that is compiled in a moment, with 8 x 8 places of 32 pixels and 4 x 4 of 16."""
+    with pytest.MonkeyPatch.context() as patch:
+        shape = resnet.ResNetConfig(widths=(4, 6), depths=(1, 1), small_stem=True)
+        patch.setitem(backbones.BACKBONES, "tiny", (backbones.RESNET, shape))
+        yield
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A run of 16 pixels with untrained weights, and its images."""
+    folder = tmp_path_factory.mktemp("made")
+    images = toy.write_images(folder / "images")
+    return toy.image_run(folder / "run", "tiny", images, places=3), sorted(images.iterdir())
+
+
+def test_a_run_s_embeddings_are_those_by_hand_of_the_head_that_it_was_trained_with(made):
+    run, files = made
+    z, (embedder, heads) = run.embeddings("test").z, classifier.load(run.folder / "backbone")
+    assert isinstance(embedder, LikeliestPlaces)
+    model = cftjax.load(run.folder)
+    np.testing.assert_allclose(model.embed(files), z, atol=1e-6)
+    pixels = [data_images.open_image(file) for file in files]
+    prepared = np.stack([model.preprocessing.apply(image) for image in pixels])
+    features = np.asarray(embedder.backbone.features(jnp.asarray(prepared)))
+    expected = by_hand(features, np.asarray(heads.kernel), ClassifierConfig(3))
+    pngs = [i for i, file in enumerate(files) if file.suffix == ".png"]
+    np.testing.assert_allclose(z[pngs], expected[pngs], rtol=1e-4, atol=1e-5)
+    assert z.shape == (len(files), toy.CATEGORIES, embedder.backbone.dim)
+
+
+def test_the_mean_of_a_heatmap_over_its_places_is_the_logit_of_the_final_head(made):
+    run, files = made
+    model = cftjax.load(run.folder)
+    maps = model.heatmaps(files)
+    assert maps.shape == (len(files), 4, 4, 3)
+    np.testing.assert_allclose(maps.mean((1, 2)), model.logits(files), atol=1e-4)
+    np.testing.assert_allclose(model.heatmaps(files, ["cow", "cat"]), maps[..., [2, 0]], atol=1e-5)
+    assert model([]).shape == (0, 3)
+
+
+def test_views_take_the_mean_of_logits_of_which_each_has_places_of_its_own(made):
+    run, files = made
+    model = cftjax.load(run.folder)
+    both = model.looking(["mirror"])
+    mirrored = [data_images.open_image(file)[:, ::-1] for file in files[:3]]
+    alone = [model.logits([data_images.open_image(file) for file in files[:3]]), model.logits(mirrored)]
+    np.testing.assert_allclose(both.logits([image[:, ::-1] for image in mirrored]), np.mean(alone, axis=0), atol=1e-3)
+
+
+@pytest.mark.filterwarnings("default")  # what converters say is not ours
+@pytest.mark.parametrize("format", ["stablehlo", "safetensors", "onnx"])
+def test_a_file_of_every_format_says_what_the_run_says(made, tmp_path, format):
+    if format == "onnx":
+        pytest.importorskip("jax2onnx")
+        pytest.importorskip("onnxruntime")
+    run, _ = made
+    program, path = programs.of_run(run), tmp_path / f"model.{format}"
+    path.write_bytes(formats.WRITERS[format](program))
+    # What the command holds a file to before it keeps it.
+    expected = export.expectation(run)
+    found = np.asarray(formats.RUNNERS[format](path)(expected.given))
+    assert export.largest_difference(found, expected) < 1e-5
+    np.testing.assert_allclose(found, cftjax.load(run.folder)(expected.given), atol=1e-5)
+    assert program.description["classifier"] == {"places": 3, "places_weight": 0.5}
+    assert program.description["format"] == 2
+
+
 OPTIONS = {
     "--data.num-train": "192",
     "--data.num-validation": "96",
@@ -123,110 +192,48 @@ OPTIONS = {
 }
 
 
-def call(monkeypatch, main, *words):
+def call(monkeypatch, *words):
     monkeypatch.setattr(sys, "argv", ["cftjax", *map(str, words)])
-    main()
+    train.main()
 
 
 def words(**changes):
     return [word for pair in (OPTIONS | changes).items() for word in pair]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def tiny():
-    """A network that is compiled in a moment."""
-    with pytest.MonkeyPatch.context() as patch:
-        shape = resnet.ResNetConfig(widths=(4, 6), depths=(1, 1), small_stem=True)
-        patch.setitem(backbones.BACKBONES, "tiny", (backbones.RESNET, shape))
-        yield
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "places"
-    with pytest.MonkeyPatch.context() as patch:
-        call(patch, train.main, "--workdir", folder, *words())
-    return cftjax.open_run(folder)
-
-
-def test_a_run_s_embeddings_are_those_by_hand_of_its_trained_head(run):
-    embedder, heads = classifier.load(run.folder / "backbone")
-    assert isinstance(embedder, LikeliestPlaces)
-    embedder.eval()
-    z = run.embeddings("test").z
-    assert z.shape == (96, 10, embedder.backbone.dim)
-    records = DigitsData(num_train=192, num_validation=96, num_test=96).load().splits["test"]
-    model = cftjax.load(run.folder)
-    pixels = [records.image(row) for row in range(8)]
-    features = np.asarray(embedder.backbone.features(model.preprocessing.normalise(np.stack(pixels))))
-    expected = by_hand(features, np.asarray(heads.kernel), ClassifierConfig(3))
-    np.testing.assert_allclose(z[:8], expected, rtol=1e-4, atol=1e-4)
-    np.testing.assert_array_equal(run.heads("backbone").kernel, heads.kernel)
-    architecture = Architecture(BackboneConfig("tiny", pooling="mean"), 10, jnp.float32, ClassifierConfig(3))
-    whole = nnx.merge(nnx.split(classifier.new(architecture, 0))[0], *_variables(embedder, heads))
-    whole.eval()
-    np.testing.assert_allclose(whole(model.preprocessing.normalise(np.stack(pixels))), heads(z[:8]), atol=1e-4)
-
-
-def _variables(embedder, heads):
-    """A classifier's variables, of its parts."""
-    inner = nnx.as_pure(nnx.state(embedder.backbone))
-    return [{"backbone": inner, "head": {"kernel": heads.kernel.T, "bias": heads.bias}}]
-
-
-def test_the_mean_of_a_heatmap_over_its_places_is_the_logit_of_the_final_head(run):
-    model = cftjax.load(run.folder)
-    records = DigitsData(num_train=192, num_validation=96, num_test=96).load().splits["test"]
-    pixels = [records.image(row) for row in range(5)]
-    maps = model.heatmaps(pixels)
-    assert maps.shape == (5, 8, 8, 10)
-    np.testing.assert_allclose(maps.mean((1, 2)), model.logits(pixels), atol=1e-4)
-    np.testing.assert_allclose(model.heatmaps(pixels, ["7", "2"]), maps[..., [7, 2]], atol=1e-5)
-    np.testing.assert_allclose(model.embed(pixels), run.embeddings("test").z[:5], atol=1e-5)
-    assert model([]).shape == (0, 10)
-
-
-def test_search_and_polish_have_tuned_the_heads_of_every_category_s_own_embeddings(run):
-    final, before = run.heads("final"), run.heads("backbone")
-    assert (np.abs(final.kernel - before.kernel).max(axis=1) > 1e-4).all()
-    report = storage.read_json(run.folder / "report" / "metrics.json")
-    assert report["test"]["final"]["mAP"] > report["test"]["backbone"]["mAP"]
-
-
-@pytest.mark.filterwarnings("default")  # what converters say is not ours
-@pytest.mark.parametrize("format", ["stablehlo", "safetensors", "onnx"])
-def test_a_file_of_every_format_says_what_the_run_says(run, tmp_path, format):
-    if format == "onnx":
-        pytest.importorskip("jax2onnx")
-        pytest.importorskip("onnxruntime")
-    path, difference = export.write(run, format, tmp_path)
-    assert difference < 1e-5
-    images = np.random.default_rng(1).integers(0, 256, (3, 32, 32, 3), np.uint8)
-    model = cftjax.load(run.folder)
-    np.testing.assert_allclose(np.asarray(formats.RUNNERS[format](path)(images)), model(images), atol=1e-5)
-    described = json.loads((tmp_path / "model.json").read_text())
-    assert (described["format"], described["classifier"]) == (2, {"places": 3, "places_weight": 0.5})
-
-
-def test_a_training_that_was_interrupted_embeds_the_same(run, tmp_path, monkeypatch):
-    folder, embed = tmp_path / "again", stage.embed.embed
+def test_a_training_that_is_interrupted_before_it_embeds_goes_on_and_every_category_s_head_is_tuned(
+    tmp_path, monkeypatch, capsys
+):
+    folder, whole = tmp_path / "run", stage.embed.embed
 
     def stop(*args, **given):
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
-        patch.setattr(stage.embed, "embed", stop)
-        with pytest.raises(KeyboardInterrupt):
-            call(patch, train.main, "--workdir", folder, *words())
-    with monkeypatch.context() as patch:
-        patch.setattr(stage.embed, "embed", embed)
-        call(patch, train.main, "--workdir", folder, *words())
-    np.testing.assert_array_equal(cftjax.open_run(folder).embeddings("test").z, run.embeddings("test").z)
+    monkeypatch.setattr(stage.embed, "embed", stop)
+    with pytest.raises(KeyboardInterrupt):
+        call(monkeypatch, "--workdir", folder, *words())
+    assert "384 x 10 x 6, 0.0 GB on disk" in capsys.readouterr().out
+    monkeypatch.setattr(stage.embed, "embed", whole)
+    call(monkeypatch, "--workdir", folder, *words())
+    run = cftjax.open_run(folder)
+    assert run.embeddings("test").z.shape == (96, 10, 6)
+    embedder, heads = classifier.load(folder / "backbone")
+    assert isinstance(embedder, LikeliestPlaces)
+    # The heads that came are those that pick the places; afterwards they go on alone.
+    np.testing.assert_array_equal(run.heads("backbone").kernel, heads.kernel)
+    np.testing.assert_array_equal(embedder.kernel.get_value(), heads.kernel)
+    assert (np.abs(run.heads("final").kernel - run.heads("backbone").kernel).max(axis=1) > 1e-4).all()
+    # The epoch's score was that of the logits which these embeddings give.
+    validation = run.embeddings("validation")
+    ap = metrics.average_precision(np.asarray(heads(validation.z)), validation.labels, where=validation.known)
+    score = storage.read_json(folder / "backbone" / "history.json")["score"][0]
+    np.testing.assert_allclose(float(metrics.mean_defined(ap)), score, atol=1e-3)
 
 
 def test_a_frozen_backbone_and_too_few_places_are_refused_before_anything_is_trained(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="leave out --training"):
-        call(monkeypatch, train.main, "--workdir", tmp_path / "a", *words(), "--training.freeze-backbone")
+        call(monkeypatch, "--workdir", tmp_path / "a", *words(), "--training.freeze-backbone")
     with pytest.raises(ValueError, match="not fewer than the 8 x 8 places"):
-        call(monkeypatch, train.main, "--workdir", tmp_path / "b", *words(**{"--classifier.places": "64"}))
+        call(monkeypatch, "--workdir", tmp_path / "b", *words(**{"--classifier.places": "64"}))
     assert not (tmp_path / "a").exists()
+    assert not (tmp_path / "b").exists()

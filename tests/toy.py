@@ -9,7 +9,7 @@ from flax import nnx
 from PIL import Image
 
 from cftjax import backbones, cli, decisions, runs
-from cftjax.config import BackboneConfig, Config, EmbedConfig, InputConfig
+from cftjax.config import BackboneConfig, ClassifierConfig, Config, EmbedConfig, InputConfig
 from cftjax.data.reading import files
 from cftjax.embeddings import embed
 from cftjax.runtime import checkpoints, storage
@@ -51,24 +51,30 @@ class Data:
 BACKBONES = {"tiny_mean": False, "tiny_mean_max": True}
 
 
-def image_run(folder, backbone, images, **settings):
-    """A finished run with an untrained tiny backbone, whose test split is the files of `images`."""
+def image_run(folder, backbone, images, places=0, **settings):
+    """A finished run with an untrained tiny backbone, whose test split is the files of `images`.
+
+    With `places`, so many of the likeliest count twice, and every category has embeddings of its own.
+    """
     names = sorted(path.name for path in images.iterdir())
     config = Config(
         data=Data(),
         input=InputConfig(**{"augment": "shift", "flip": True} | settings),
-        backbone=BackboneConfig(backbone),
+        backbone=BackboneConfig(backbone, pooling="mean" if places else "published"),
+        classifier=ClassifierConfig(places),
         embed=EmbedConfig(batch_size=1),
     )
     preprocessing = backbones.preprocessing(config.backbone, config.data.scene_size)
     run = runs.create(folder, config, ("cat", "dog", "cow"), "fingerprint", preprocessing)
-    model = classifier.new(Architecture(config.backbone, CATEGORIES, jnp.float32), seed=0)
+    architecture = Architecture(config.backbone, CATEGORIES, jnp.float32, config.classifier)
+    model = classifier.new(architecture, seed=0)
     _, params, stats, _ = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
     writer = checkpoints.Writer()
     metadata = {
         "backbone": dataclasses.asdict(config.backbone),
         "num_categories": CATEGORIES,
         "compute_dtype": "float32",
+        "classifier": dataclasses.asdict(config.classifier),
     }
     tree = {"params": nnx.as_pure(params), "stats": nnx.as_pure(stats)}
     writer.save(run.folder / "backbone" / "best", 1, tree, metadata)
