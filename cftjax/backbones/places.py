@@ -56,7 +56,8 @@ def embedding_shape(backbone: Any) -> tuple[int, ...]:
 
 def of_places(features: Float[jax.Array, "n y x d"]) -> Float[jax.Array, "n p d"]:
     """Feature maps with all places in one axis, in float32."""
-    return features.reshape(len(features), -1, features.shape[-1]).astype(jnp.float32)
+    n, height, width, dim = features.shape
+    return features.reshape(n, height * width, dim).astype(jnp.float32)
 
 
 def likeliest(
