@@ -87,7 +87,7 @@ def test_of_equal_places_the_first_counts():
     ("name", "pooling", "size", "num", "message"),
     [
         ("small_resnet", "published", 32, 3, "is pooled by mean_max: add --backbone.pooling mean"),
-        ("vit_small", "published", 32, 3, "is the class token: add --backbone.pooling mean"),
+        ("vit_small", "published", 32, 3, "is not pooled from places: add --backbone.pooling mean"),
         ("small_resnet", "mean", 32, 16, "not fewer than the 4 x 4 places that the backbone sees at 32 pixels"),
     ],
 )

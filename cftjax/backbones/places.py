@@ -98,7 +98,7 @@ def check(backbone: Backbone, config: ClassifierConfig, image_size: int) -> None
     """
     pool = getattr(backbone, "pool", None)
     if pool is None or pool.pooling != "mean":
-        what = "the class token" if pool is None else f"pooled by {pool.pooling}"
+        what = "not pooled from places" if pool is None else f"pooled by {pool.pooling}"
         raise ValueError(
             f"--classifier.places {config.places} adds to the mean over places, and this backbone's embedding is "
             f"{what}: add --backbone.pooling mean"
