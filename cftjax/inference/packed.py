@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from cftjax import runs, text
+from cftjax.backbones.places import embedding_shape
 from cftjax.config import InputConfig
 from cftjax.decisions import read as read_decisions
 from cftjax.inference import formats
@@ -119,7 +120,7 @@ def load(folder: Path) -> Model:
             raise ValueError(no_backbone(folder))
         use = description["use"]
         backbone = programs.module(description, program.arrays, devices.compute_dtype(use["compute_dtype"]))
-        heads = heads_of(program, len(categories), backbone.dim)
+        heads = heads_of(program, len(categories), embedding_shape(backbone)[-1])
         augmented = dataclasses.replace(InputConfig(), **use["input"])
         preprocessing = Preprocessing.from_json(description["preprocessing"])
         return Model(backbone, heads, decisions, preprocessing, augmented, int(use["batch_size"]))

@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from cftjax import backbones
-from cftjax.backbones import Backbone
+from cftjax.backbones import Backbone, Embedder
 from cftjax.backbones.places import LikeliestPlaces
 from cftjax.config import BackboneConfig, ClassifierConfig
 from cftjax.decisions import UNFITTED, Decisions
@@ -137,13 +137,17 @@ def _embedding(description: dict[str, Any], arrays: dict[str, np.ndarray]) -> Fu
     normalisation = Preprocessing.from_json(description["preprocessing"]).normalisation
 
     def embed(images: jax.Array) -> jax.Array:
-        backbone = nnx.merge(graphdef, variables)
-        if "classifier" in description:
-            settings = ClassifierConfig(**description["classifier"])
-            backbone = LikeliestPlaces(backbone, jnp.asarray(arrays["places.kernel"]), settings)
-        return backbone.embed(normalisation(images))
+        return _with_places(nnx.merge(graphdef, variables), description, arrays).embed(normalisation(images))
 
     return embed
+
+
+def _with_places(backbone: Backbone, description: dict[str, Any], arrays: dict[str, np.ndarray]) -> Embedder:
+    """What embeds: the backbone or, where likeliest places count twice, the backbone and the head that picks them."""
+    if "classifier" not in description:
+        return backbone
+    settings = ClassifierConfig(**description["classifier"])
+    return LikeliestPlaces(backbone, jnp.asarray(arrays["places.kernel"]), settings)
 
 
 def _split(
@@ -169,11 +173,11 @@ def _split(
     return graphdef, nnx.as_pure(state)
 
 
-def module(description: dict[str, Any], arrays: dict[str, np.ndarray], dtype: DTypeLike) -> Backbone:
+def module(description: dict[str, Any], arrays: dict[str, np.ndarray], dtype: DTypeLike) -> Embedder:
     """The backbone that a program's arrays hold, ready to embed, on all devices."""
     whole = devices.replicated(devices.mesh())
     graphdef, variables = _split(description, arrays, dtype)
-    return nnx.merge(graphdef, jax.device_put(variables, whole))
+    return _with_places(nnx.merge(graphdef, jax.device_put(variables, whole)), description, arrays)
 
 
 def calibration_arrays(decisions: Decisions) -> dict[str, np.ndarray]:
