@@ -372,6 +372,9 @@ class GAConfig:
     spread of the category's logits."""
     row_share: float = 1.0
     """The share of the known training rows that a generation is scored on, drawn anew for each, against overfitting."""
+    most_rows: int | None = 16_384
+    """Known training rows of a category that candidates are scored on at most: of more a sample is drawn, once; None
+    for all."""
     seeds: tuple[Literal["shrunken", "gradient"], ...] = ()
     """What joins copies of the head in the first population: the head halved and left out (with `dimensions` in those
     directions alone), and one step of gradient descent on the known labels."""
@@ -396,6 +399,8 @@ class GAConfig:
             lowest = "(0" if name.endswith("share") else "[0"
             if not 0 <= (share := getattr(self, name)) <= 1 or (share == 0 and lowest == "(0"):
                 raise ValueError(f"ga.{name.replace('_', '-')} {share} is not a share: use a value in {lowest}, 1]")
+        if self.most_rows is not None and self.most_rows < 32:
+            raise ValueError(f"ga.most-rows {self.most_rows} can hardly be ranked: use None for all, or at least 32")
         if self.dimensions is not None and self.dimensions < 1:
             raise ValueError(f"ga.dimensions {self.dimensions} leaves nothing to search: use None or at least 1")
 
@@ -581,6 +586,7 @@ def with_recipe(config: T, recipe: str) -> T:
         mutation="uniform",
         mutation_rate=0.5,
         mutation_scale=0.001,
+        most_rows=None,
         restarts=0,
         refit_bias=False,
     )

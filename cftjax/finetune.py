@@ -60,6 +60,8 @@ def main() -> None:
     tracking.check(config.log)
     hosts.join(config.hosts, config)
     config = dataclasses.replace(config, hosts=HostsConfig())  # which is no setting of the run
+    if devices.is_primary() and config.file.is_file():
+        print(f"Reading {config.file} ({config.file.stat().st_size / 1e6:,.1f} MB).", flush=True)
     reading = functools.partial(bundles.read, config.file, head=config.head, minus_one=config.minus_one)
     if devices.is_primary():
         print(f"Reading {config.file}.", flush=True)
@@ -73,6 +75,8 @@ def main() -> None:
     run = runs.create(config.workdir, config, categories, digest)
     with run.writing(), run.tracked(config.log):
         made_from = backbone.take_over(run, embeddings, last_layer, digest)
+        # They are read from the run from here on, as memory maps.
+        del embeddings
         reported = heads.tune(run, config, made_from)
     if not devices.is_primary():
         return

@@ -97,6 +97,22 @@ def test_weighted_regressions_reach_those_of_scikit_learn():
         np.testing.assert_allclose(bias[s], oracle.intercept_[0], atol=2e-3)
 
 
+def test_many_rows_are_read_in_blocks_to_the_same_regressions(monkeypatch):
+    rng = np.random.default_rng(0)
+    z = rng.normal(loc=0.5, size=(4096, 5)).astype(np.float32)
+    labels = z @ np.float32([1, -1, 0, 2, 0]) + rng.normal(size=4096) > 1
+    weights, offsets = rng.random((2, 4096)).astype(np.float32), rng.normal(size=(2, 4096)).astype(np.float32)
+    penalties = np.full((2, 5), 1e-3, np.float32)
+    fits = []
+    for large in (logistic.LARGE, 4096):
+        monkeypatch.setattr(logistic, "LARGE", large)
+        monkeypatch.setattr(logistic, "BLOCK", 5 * 1024)
+        fits.append(logistic.fit(z, labels, weights, offsets, penalties, 20))
+        assert logistic.rows_at_once(4096, 5) == (1024 if large == 4096 else 0)
+    for at_once, in_blocks in zip(*fits, strict=True):
+        np.testing.assert_allclose(in_blocks, at_once, atol=2e-6)
+
+
 def test_rows_that_weigh_nothing_and_regressions_without_rows_do_no_harm():
     z, labels = VALIDATION.z, VALIDATION.labels[:, 0]
     weights = np.zeros((2, 240), np.float32)

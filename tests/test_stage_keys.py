@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from cftjax.cft import sampling
 from cftjax.config import (
     BackboneConfig,
     ChooseConfig,
@@ -62,7 +63,7 @@ SECTIONS = OLD_SECTIONS | {"classifier": ClassifierConfig}
 # Stages after the training read all options of theirs.
 LATER = {
     GAConfig: "metric algorithm population_size num_generations patience dimensions selection parent_share "
-    "crossover_rate mutation mutation_rate mutation_scale row_share seeds restarts embeddings_dtype "
+    "crossover_rate mutation mutation_rate mutation_scale row_share most_rows seeds restarts embeddings_dtype "
     "refit_bias categories_at_once",
     PolishConfig: "metric loss optimizer learning_rate num_steps patience dimensions pull_towards l2 spreads strengths "
     "unknown_weights judging_weights folds rule refit_bias",
@@ -129,3 +130,12 @@ def test_an_old_training_is_kept_by_the_code_of_today():
     assert (
         plain([EmbedConfig(batch_size=48)]) == storage.read_json(OLD / "embeddings" / "test" / "stage.json")["settings"]
     )
+
+
+def test_an_old_search_is_kept_where_no_category_has_more_rows_than_candidates_are_scored_on():
+    stored = storage.read_json(OLD / "heads" / "ga" / "stage.json")["settings"][0]
+    old = GAConfig(**{name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()})
+    assert sampling.recorded(old, 16_384) == stored
+    assert sampling.recorded(old, 16_385) == stored | {"most_rows": 16_384}
+    everything = dataclasses.replace(old, most_rows=None)
+    assert sampling.recorded(everything, 10**6) == stored

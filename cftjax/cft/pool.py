@@ -116,7 +116,15 @@ def gather(
     """
     space = spaces.principal_space(train, dimensions, white=False, leading=leading)
     splits = [train] if validation is None else [train, validation]
-    seen = [spaces.see(split, heads, space) for split in splits]
+    z = None
+    if space.directions is not None:
+        # Both splits in one array: to join two would take as much again.
+        z = np.empty((sum(map(len, splits)), *train.z.shape[1:-1], space.directions.shape[-1]), np.float32)
+    ends = np.cumsum([0, *map(len, splits)])
+    seen = [
+        spaces.see(split, heads, space, None if z is None else z[start:end])
+        for split, start, end in zip(splits, ends, ends[1:], strict=False)
+    ]
     judging = seen[-1]
     if refit:
         fold = folds.of_images(judging.labels, judging.known, judging.groups, num_folds, seed)
@@ -124,7 +132,8 @@ def gather(
         fold, num_folds = np.zeros(len(judging.labels), int), 1
     if validation is not None:
         fold = np.concatenate([np.full(len(seen[0].labels), LEARNING), fold])
-    z, base, labels, known = (_stacked(seen, name) for name in ("z", "base", "labels", "known"))
+    base, labels, known = (_stacked(seen, name) for name in ("base", "labels", "known"))
+    z = _stacked(seen, "z") if z is None else z
     hedged = [np.zeros(split.labels.shape, bool) if split.uncertain is None else split.uncertain for split in splits]
     unknown = ~known & ~np.concatenate([np.asarray(uncertain, bool) for uncertain in hedged])
     return Pool(z, base, labels & known, known, unknown, fold, num_folds, refit, _variance(z), space, judging.groups)

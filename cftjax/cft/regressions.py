@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from cftjax.cft import extents, logistic, packing
 from cftjax.cft.members import Member
 from cftjax.cft.pool import LEARNING, Pool
+from cftjax.cft.spaces import ROWS_AT_ONCE
 from cftjax.cft.work import Progress, Store
 from cftjax.runtime import devices
 
@@ -82,30 +83,29 @@ class Task:
     def arguments(self, category: int, length: int) -> tuple[np.ndarray, ...]:
         """Those of `logistic.fit`, regressions ordered by recipe and then by lane, rows padded to a length."""
         pool, (rows, stands_for) = self.pool, self.rows(category)
-        padding = length - len(rows)
-        # Padded at once: of many rows, another copy would be most of the memory.
+        k, lanes = len(rows), pool.num_lanes
+        # Filled in place: of many rows, another copy of any of these would be most of the memory.
         padded = np.zeros((length, pool.z.shape[-1]), np.float32)
-        padded[: len(rows)] = pool.of_category(category)[rows]
-        z = padded[: len(rows)]
+        labels = np.zeros(length, bool)
+        weights, offsets = (np.zeros((len(self.recipes) * lanes, length), np.float32) for _ in range(2))
+        of_category = pool.of_category(category)
+        for start in range(0, k, ROWS_AT_ONCE):
+            some = rows[start : start + ROWS_AT_ONCE]
+            padded[start : start + len(some)] = of_category[some]
+        labels[:k] = pool.labels[rows, category]
         known, judging = pool.known[rows, category], pool.fold[rows] != LEARNING
-        learns = [pool.learns(lane)[rows] for lane in range(pool.num_lanes)]
-        starts = pool.base[rows, category] + self.start[:, category] @ z.T
-        weights, offsets, penalties = [], [], []
-        for recipe in self.recipes:
+        learns = [pool.learns(lane)[rows] for lane in range(lanes)]
+        starts = pool.base[rows, category] + self.start[:, category] @ padded[:k].T
+        penalties = []
+        for i, recipe in enumerate(self.recipes):
             weight = np.where(known, 1.0, recipe.unknown_weight * stands_for)
             weight = weight * np.where(judging, recipe.judging_weight, 1.0)
-            weights += [weight * learned for learned in learns]
-            offsets.append(recipe.towards * starts)
-            penalty = recipe.spread * pool.variance_of(category) + recipe.l2
-            penalties += [penalty] * pool.num_lanes
-        wide = ((0, 0), (0, padding))
-        return (
-            padded,
-            np.pad(pool.labels[rows, category], (0, padding)),
-            np.pad(np.stack(weights).astype(np.float32), wide),
-            np.pad(np.concatenate(offsets).astype(np.float32), wide),
-            np.stack(penalties).astype(np.float32),
-        )
+            for lane, learned in enumerate(learns):
+                weights[i * lanes + lane, :k] = weight * learned
+            if recipe.towards:
+                offsets[i * lanes : (i + 1) * lanes, :k] = recipe.towards * starts
+            penalties += [recipe.spread * pool.variance_of(category) + recipe.l2] * lanes
+        return padded, labels, weights, offsets, np.stack(penalties).astype(np.float32)
 
 
 @functools.lru_cache(maxsize=8)

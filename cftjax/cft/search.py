@@ -21,7 +21,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Bool, Float, Int
 
-from cftjax.cft import algorithms, packing, spaces
+from cftjax.cft import algorithms, packing, sampling, spaces
 from cftjax.cft.packing import Rows
 from cftjax.cft.work import Progress, Store, Work, prepare
 from cftjax.config import GAConfig, Metric
@@ -396,6 +396,7 @@ def search(
     """
     config = config or GAConfig()
     work = prepare(heads, train, validation, dimensions=config.dimensions, white=True, leading=leading, mesh=mesh)
+    work = dataclasses.replace(work, train=sampling.sampled(work.train, config.most_rows, _words(key)))
     if folds is not None:
         work = dataclasses.replace(work, validation=dataclasses.replace(work.validation, part=folds))
     stored = _Stored({} if store is None else store, progress, work, config)
@@ -416,6 +417,11 @@ def search(
         stored.count(group, results["after"], kept is not None)
     work.join(list(results.values()))
     return _as_found(work, results, unit, train, config)
+
+
+def _words(key: jax.Array) -> list[int]:
+    """The numbers that a key is made of."""
+    return np.asarray(jax.random.key_data(key)).ravel().tolist()
 
 
 def _at_once(work: Work, config: GAConfig) -> int:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Num
 from scipy import special
 
+from cftjax.runtime import memory
 from cftjax.types import Array, Embeddings, Heads
 
 ROWS_AT_ONCE = 16384
@@ -65,18 +66,25 @@ class Seen:
     part: np.ndarray | None = None
 
 
-def see(split: Embeddings, heads: Heads, space: Space) -> Seen:
-    """Project a split once, in blocks, so that memory stays bounded by the coordinates and not by the embeddings."""
+def see(split: Embeddings, heads: Heads, space: Space, out: np.ndarray | None = None) -> Seen:
+    """Project a split once, in blocks, so that memory stays bounded by the coordinates and not by the embeddings.
+
+    Args:
+        split: embeddings with labels and known.
+        heads: what genes are added to.
+        space: the coordinates.
+        out: where they are written, of a space with directions; None makes an array.
+    """
     kernel, bias = np.asarray(heads.kernel, np.float32), np.asarray(heads.bias, np.float32)
     labels, known = np.asarray(split.labels, bool), np.asarray(split.known, bool)
     n, c = labels.shape
     base = np.empty((n, c), np.float32)
     shared = split.z.ndim == 2
     mean, directions = space.mean, space.directions
-    z = split.z if directions is None else np.empty((*split.z.shape[:-1], directions.shape[-1]), np.float32)
-    for start in range(0, n, ROWS_AT_ONCE):
-        rows = slice(start, start + ROWS_AT_ONCE)
-        block = np.asarray(split.z[rows], np.float32)
+    z = split.z if directions is None else out
+    if z is None and directions is not None:
+        z = np.empty((*split.z.shape[:-1], directions.shape[-1]), np.float32)
+    for rows, block in blocks(split.z):
         base[rows] = (block @ kernel.T if shared else np.einsum("ncd,cd->nc", block, kernel)) + bias
         if directions is not None and mean is not None:
             centred = block - mean
@@ -84,15 +92,23 @@ def see(split: Embeddings, heads: Heads, space: Space) -> Seen:
     return Seen(z, base, labels, known, split.groups)
 
 
+def blocks(z: Num[Array, "n ..."]) -> Iterator[tuple[slice, Float[np.ndarray, "m ..."]]]:
+    """Places and rows of embeddings, a block at a time; of a memory map no block stays in memory behind the next."""
+    for start in range(0, len(z), ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE)
+        yield rows, np.asarray(z[rows], np.float32)
+        memory.release(z)
+
+
 def _moments(z: Num[Array, "n d"]) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, "d d"]]:
     """Mean and covariance, read in blocks."""
     n, d = z.shape
     mean, covariance = np.zeros(d), np.zeros((d, d), np.float32)
-    for start in range(0, n, ROWS_AT_ONCE):
-        mean += np.asarray(z[start : start + ROWS_AT_ONCE], np.float32).sum(0, dtype=np.float64) / n
-    for start in range(0, n, ROWS_AT_ONCE):
-        block = np.asarray(z[start : start + ROWS_AT_ONCE], np.float32) - mean.astype(np.float32)
-        covariance += block.T @ block / n
+    for _, block in blocks(z):
+        mean += block.sum(0, dtype=np.float64) / n
+    for _, block in blocks(z):
+        centred = block - mean.astype(np.float32)
+        covariance += centred.T @ centred / n
     return mean.astype(np.float32), covariance
 
 

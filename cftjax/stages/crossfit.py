@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from cftjax import runs
-from cftjax.cft import crossfit
+from cftjax.cft import crossfit, sampling
 from cftjax.cft.committee import Committee
 from cftjax.cft.crossfit import Problem
 from cftjax.config import TuningConfig
@@ -47,7 +47,8 @@ def tune(run: Run, embeddings: dict[str, Embeddings], config: TuningConfig, made
 def _search(run: Run, problem: Problem, made_from: Sequence[str]) -> tuple[list[Heads], str]:
     """The search's winners in every lane; none without a validation split."""
     config = problem.config
-    settings = [config.ga, config.seed, config.choose.refit, config.polish.folds]
+    searched = sampling.recorded(config.ga, len(problem.train))
+    settings = [searched, config.seed, config.choose.refit, config.polish.folds]
     with run.stage("heads/ga", settings, made_from) as stage:
         if not stage.complete and problem.validation is None and devices.is_primary():
             storage.write_heads(stage.folder / "heads.npz", problem.heads)

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from cftjax import metrics
-from cftjax.cft import tuning
+from cftjax.cft import sampling, tuning
 from cftjax.cft.polish import Polished
 from cftjax.cft.search import Found
 from cftjax.config import ORDERS, TuningConfig
@@ -87,7 +87,8 @@ def _search_and_polish(
     tuned = [PartHeads({"backbone": part.start}, {}) for part in parts]
     current, key = [part.start for part in parts], config.order
     for name in ORDERS[config.order]:
-        settings = [config.polish] if name == "polish" else [config.ga, config.seed]
+        searched = sampling.recorded(config.ga, len(parts[0].train))
+        settings = [config.polish] if name == "polish" else [searched, config.seed]
         with run.stage(f"heads/{name}", settings, [*made_from, key]) as stage:
             if not stage.complete:
                 results = _work(name, stage, parts, current, config)

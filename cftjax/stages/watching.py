@@ -31,7 +31,7 @@ def watched(title: str, unit: str, words: str = "", num_parts: int = 1) -> Itera
         The place of a piece to what it calls with its news.
     """
     with interruption.deferred(WAITS_FOR[unit]) as asked, Progress(title, unit=unit) as shown:
-        shown.say("compiling its programs")
+        shown.say("reading the embeddings and compiling its programs")
 
         def of_part(place: int) -> News:
             def news(done: int, total: int, score: float) -> None:
