@@ -1,13 +1,14 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from cftjax.cft import packing, ranking
+from cftjax.cft import host_sort, packing, ranking
 
 N, SLOTS = 24, 24
 WAYS = {
@@ -87,7 +88,14 @@ def test_a_groups_scores_are_lowered_for_accelerators(metric, slots):
     assert set(exported.platforms) == {"tpu", "cuda"}
 
 
-@pytest.mark.parametrize("n", [1, 2, 5, 31, 32, 33, 640, 1023])
-def test_the_network_sorts_columns_of_any_length(n):
-    x = np.random.default_rng(n).integers(-50, 50, (n, 4)).astype(np.int32)
-    np.testing.assert_array_equal(jax.jit(ranking.sorting_network)(x), np.sort(x, axis=0))
+@pytest.mark.parametrize("n", [1, 2, 33, 640])
+def test_rows_are_sorted_on_the_host_in_loops_in_batches_and_alone(n):
+    x = np.random.default_rng(n).integers(-(2**31), 2**31 - 1, (3, 4, n)).astype(np.int32)
+    expected, x = np.sort(x, axis=-1), jnp.asarray(x)
+    for way in (
+        host_sort.sort_rows,
+        jax.jit(host_sort.sort_rows),
+        jax.jit(jax.vmap(host_sort.sort_rows, in_axes=1, out_axes=1)),
+        jax.jit(lambda x: jax.lax.map(host_sort.sort_rows, x)),
+    ):
+        np.testing.assert_array_equal(way(x), expected)

@@ -15,6 +15,9 @@ from cftjax.cft.spaces import Seen
 # benchmarks/ranking.py, on a TPU by counted instructions (docs/scaling.md). On a GPU a sort of everything costs as much
 # as counting by some 250 positives, and one program then serves all categories (docs/gpu.md).
 COUNTED_POSITIVES, COUNTED_POSITIVES_ON_TPU = 128, 512
+# In so many rows a CPU counts no more positives than that: what is counted grows with the square, what is sorted hardly
+# faster than the rows.
+MANY_ROWS = 8192
 # Rows that may be added to save programs, as a share of those in extents of their own.
 MOST_PADDING = 0.2
 
@@ -47,7 +50,8 @@ def positive_slots(count: int, length: int, platform: str | None = None) -> int:
     if platform not in ("cpu", "tpu"):
         return 0
     counted = COUNTED_POSITIVES_ON_TPU if platform == "tpu" else COUNTED_POSITIVES
-    most = min(max(counted, length // 16), 2**29 // length, length)
+    share = 0 if platform == "cpu" and length > MANY_ROWS else length // 16
+    most = min(max(counted, share), 2**29 // length, length)
     if count > most:
         return 0
     if platform == "cpu":
