@@ -59,9 +59,11 @@ class Compiled:
         words = ", ".join(f"{step} {self.seconds[step]:.1f} s" for step in STEPS)
         long = sum(seconds > 0.5 for seconds, _ in self.programs)
         longest = ", ".join(f"{name} {seconds:.1f}" for seconds, name in sorted(self.programs, reverse=True)[:LONGEST])
+        often = collections.Counter(name for _, name in self.programs)
         return [
             f"{len(self.programs)} programs, {long} of them compiled for longer than half a second: {words}",
             f"longest, in seconds: {longest}",
+            f"most often: {', '.join(f'{name} {number}' for name, number in often.most_common(LONGEST))}",
         ]
 
 
