@@ -157,7 +157,10 @@ def test_embeddings_per_category_are_searched_like_shared_ones(config):
     np.testing.assert_allclose(each.after, shared.after, atol=0.02)
 
 
-def test_the_refitted_bias_gives_the_known_share_of_positives():
+@pytest.mark.parametrize("many", [packing.MANY_ROWS, 1])
+def test_the_refitted_bias_gives_the_known_share_of_positives(many, monkeypatch):
+    monkeypatch.setattr(packing, "MANY_ROWS", many)
+    monkeypatch.setattr(packing, "SCORES_BYTES", 4 * len(TRAIN))
     bias = packing.refit_bias(toy.heads(), TRAIN, [0, 2])
     kernel = toy.heads().kernel
     for c in (0, 2):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +16,14 @@ from scipy import special
 
 from cftjax.cft import ranking
 from cftjax.cft.extents import Counts, Shape, merged
-from cftjax.cft.spaces import ROWS_AT_ONCE, Seen
+from cftjax.cft.spaces import ROWS_AT_ONCE, Seen, blocks
 from cftjax.config import Metric
 from cftjax.runtime import devices
 from cftjax.runtime.memory import available_memory
 from cftjax.types import Array, Embeddings, Heads
+
+# Embeddings of more rows are read once for many categories, with scores of at most so many bytes.
+MANY_ROWS, SCORES_BYTES = 65_536, 2**28
 
 
 @functools.partial(
@@ -239,6 +242,25 @@ def join_hosts(mine: Sequence[int], arrays: Sequence[np.ndarray]) -> None:
             array[theirs["categories"]] = theirs[f"part_{i}"]
 
 
+def _known_scores(
+    kernel: Float[np.ndarray, "c d"], train: Embeddings, categories: Sequence[int]
+) -> Iterator[tuple[int, Int[np.ndarray, " k"], Float[np.ndarray, " k"]]]:
+    """Of each category its known rows, and what a kernel gives them."""
+    known = {c: np.flatnonzero(np.asarray(train.known[:, c])) for c in categories}
+    if train.z.ndim == 2 and len(train) > MANY_ROWS and sum(map(len, known.values())) > len(train):
+        # To gather each category's rows would read most of the embeddings once a category.
+        at_once = max(1, SCORES_BYTES // (4 * len(train)))
+        for some in (list(known)[start : start + at_once] for start in range(0, len(known), at_once)):
+            scores = np.concatenate([block @ kernel[some].T for _, block in blocks(train.z)])
+            for i, c in enumerate(some):
+                yield c, known[c], scores[known[c], i].astype(np.float64)
+        return
+    for c, rows in known.items():
+        z = train.z if train.z.ndim == 2 else train.z[:, c]
+        each = (np.asarray(z[rows[s : s + ROWS_AT_ONCE]], np.float32) for s in range(0, len(rows), ROWS_AT_ONCE))
+        yield c, rows, np.concatenate([block @ kernel[c] for block in each]).astype(np.float64)
+
+
 def refit_bias(heads: Heads, train: Embeddings, categories: Sequence[int]) -> Float[np.ndarray, " c"]:
     """Biases of maximum likelihood on the known training labels of some categories, the others as they were.
 
@@ -247,11 +269,7 @@ def refit_bias(heads: Heads, train: Embeddings, categories: Sequence[int]) -> Fl
     the bias.
     """
     kernel, bias = np.asarray(heads.kernel, np.float32), np.array(heads.bias, np.float32)
-    for c in categories:
-        rows = np.flatnonzero(np.asarray(train.known[:, c]))
-        z = train.z if train.z.ndim == 2 else train.z[:, c]
-        blocks = (np.asarray(z[rows[s : s + ROWS_AT_ONCE]], np.float32) for s in range(0, len(rows), ROWS_AT_ONCE))
-        scores = np.concatenate([block @ kernel[c] for block in blocks]).astype(np.float64)
+    for c, rows, scores in _known_scores(kernel, train, categories):
         share = (np.asarray(train.labels[:, c])[rows].sum() + 0.5) / (len(rows) + 1.0)
         low, high = -np.abs(scores).max() - 30.0, np.abs(scores).max() + 30.0
         while high - low > 1e-6:
