@@ -39,7 +39,7 @@ class Compiled:
         programs: seconds of compiling by name, of each program one.
     """
 
-    seconds: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    seconds: dict[str, float] = dataclasses.field(default_factory=lambda: dict.fromkeys(STEPS, 0.0))
     programs: list[tuple[float, str]] = dataclasses.field(default_factory=list)
 
     def listen(self) -> Compiled:
@@ -47,12 +47,12 @@ class Compiled:
         jax.monitoring.register_event_duration_secs_listener(self._note)
         return self
 
-    def _note(self, event: str, seconds: float, **about: str | int) -> None:
+    def _note(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
         for step, name in STEPS.items():
             if event == name:
-                self.seconds[step] += seconds
+                self.seconds[step] += duration_secs
         if event == STEPS["compiled"]:
-            self.programs.append((seconds, str(about.get("fun_name", "?"))))
+            self.programs.append((duration_secs, str(kwargs.get("fun_name", "?"))))
 
     def lines(self) -> list[str]:
         """For a person."""

@@ -44,7 +44,7 @@ def fit(
         penalties: of each coordinate, 0 or more.
         num_steps: of L-BFGS; regressions that are done stay where they are.
     """
-    weights = weights / jnp.maximum(jnp.sum(weights, axis=1, keepdims=True), 1e-30)
+    weights = jnp.asarray(weights) / jnp.maximum(jnp.sum(weights, axis=1, keepdims=True), 1e-30)
     rows = Rows(jnp.asarray(z), jnp.asarray(labels, jnp.float32)[None, :], weights, jnp.asarray(offsets))
     problem = _in_blocks if rows_at_once(*z.shape) else _whole
     centre, scale, gradient = problem(rows, penalties)

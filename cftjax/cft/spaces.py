@@ -81,9 +81,9 @@ def see(split: Embeddings, heads: Heads, space: Space, out: np.ndarray | None = 
     base = np.empty((n, c), np.float32)
     shared = split.z.ndim == 2
     mean, directions = space.mean, space.directions
-    z = split.z if directions is None else out
-    if z is None and directions is not None:
-        z = np.empty((*split.z.shape[:-1], directions.shape[-1]), np.float32)
+    z = split.z
+    if directions is not None:
+        z = np.empty((*split.z.shape[:-1], directions.shape[-1]), np.float32) if out is None else out
     for rows, block in blocks(split.z):
         base[rows] = (block @ kernel.T if shared else np.einsum("ncd,cd->nc", block, kernel)) + bias
         if directions is not None and mean is not None:
