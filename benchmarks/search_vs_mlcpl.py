@@ -34,7 +34,7 @@ import numpy as np
 import partial_problems
 
 from cftjax import cli, metrics
-from cftjax.cft import host_sort
+from cftjax.cft import host_ranking
 from cftjax.cft.choose import choose
 from cftjax.cft.search import search
 from cftjax.cft.tuning import fine_tune
@@ -104,7 +104,10 @@ def floor(k: int, d: int) -> Callable[[], Any]:
 
         return jax.jit(lambda genes, z: jax.lax.fori_loop(0, GENERATIONS, lambda i, g: generation(i, g, z), genes))
 
-    sorts = (lambda keys: host_sort.sort_rows(keys.T).T, lambda keys: jax.lax.sort(keys, dimension=0, is_stable=False))
+    sorts = (
+        lambda keys: host_ranking.places(keys.T).start.T,
+        lambda keys: jax.lax.sort(keys, dimension=0, is_stable=False),
+    )
     programs = [program(sort) for sort in sorts]
     for compiled in programs:
         jax.block_until_ready(compiled(population, z))

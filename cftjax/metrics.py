@@ -115,15 +115,16 @@ def ranking_keys(
     return jnp.where(where, keys, _MASKED_KEY)
 
 
-def fixed_order_sum(x: Float[jax.Array, "n c"]) -> Float[jax.Array, " c"]:
-    """Sum over the first axis in one fixed order, so that it is the same to the bit on any device."""
-    size = 1 << max(0, (x.shape[0] - 1).bit_length())
-    x = jnp.pad(x, [(size - x.shape[0], 0), (0, 0)])
+def fixed_order_sum(x: Float[jax.Array, "_ _"], axis: int = 0) -> Float[jax.Array, " _"]:
+    """Sum over an axis in one fixed order, so that it is the same to the bit on any device."""
+    extent = x.shape[axis]
+    size = 1 << max(0, (extent - 1).bit_length())
+    x = jnp.pad(x, [(size - extent, 0) if i == axis else (0, 0) for i in range(2)])
 
-    while x.shape[0] > 1:
-        half = x.shape[0] // 2
-        x = x[:half] + x[half:]
-    return x[0]
+    while (half := x.shape[axis] // 2) > 0:
+        first, second = (jax.lax.slice_in_dim(x, start, start + half, axis=axis) for start in (0, half))
+        x = first + second
+    return x[0] if axis == 0 else x[:, 0]
 
 
 def of_sorted(metric: Metric, ordered: Int32[jax.Array, "n c"]) -> Float[jax.Array, " c"]:

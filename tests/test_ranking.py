@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from cftjax.cft import host_sort, packing, ranking
+from cftjax.cft import host_ranking, packing, ranking
 
 N, SLOTS = 24, 24
 WAYS = {
@@ -89,13 +89,34 @@ def test_a_groups_scores_are_lowered_for_accelerators(metric, slots):
 
 
 @pytest.mark.parametrize("n", [1, 2, 33, 640])
-def test_rows_are_sorted_on_the_host_in_loops_in_batches_and_alone(n):
-    x = np.random.default_rng(n).integers(-(2**31), 2**31 - 1, (3, 4, n)).astype(np.int32)
-    expected, x = np.sort(x, axis=-1), jnp.asarray(x)
+@pytest.mark.parametrize("largest", [5, 2**29])
+def test_places_on_the_host_are_those_of_the_definition_alone_in_loops_and_in_batches(n, largest):
+    keys = np.random.default_rng(n).integers(-largest, largest, (3, 4, n)).astype(np.int32)
+    ordered = np.sort(keys, axis=-1)
+    start = np.empty_like(keys)
+    for row, of_row in zip(ordered.reshape(-1, n), start.reshape(-1, n), strict=True):
+        of_row[:] = np.searchsorted(row >> 1, row >> 1)
+    positive = ordered & 1
+    before = np.cumsum(positive, axis=-1) - positive
+    expected = start, positive, np.take_along_axis(before, start, axis=-1), before
     for way in (
-        host_sort.sort_rows,
-        jax.jit(host_sort.sort_rows),
-        jax.jit(jax.vmap(host_sort.sort_rows, in_axes=1, out_axes=1)),
-        jax.jit(lambda x: jax.lax.map(host_sort.sort_rows, x)),
+        host_ranking.places,
+        jax.jit(host_ranking.places),
+        jax.jit(jax.vmap(host_ranking.places, in_axes=1, out_axes=1)),
+        jax.jit(lambda keys: jax.lax.map(host_ranking.places, keys)),
     ):
-        np.testing.assert_array_equal(way(x), expected)
+        for found, wanted in zip(way(jnp.asarray(keys)), expected, strict=True):
+            np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("metric", ["AP", "AUROC"])
+@pytest.mark.parametrize("digits", [1, 7])
+def test_a_cpu_s_scores_are_to_the_bit_those_of_any_sort(metric, digits):
+    rng = np.random.default_rng(0)
+    scores, labels = rng.normal(size=(6, 700)).round(digits).astype(np.float32), rng.random(700) < 0.3
+    where = rng.random(700) < 0.8
+    by_host, by_xla = (
+        jax.jit(functools.partial(ranking.by_sorting, metric, platform=platform))(scores, labels, where)
+        for platform in ("cpu", "tpu")
+    )
+    np.testing.assert_array_equal(by_host, by_xla)

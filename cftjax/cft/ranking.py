@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int32
 
 from cftjax import metrics
-from cftjax.cft import host_sort
+from cftjax.cft import host_ranking
 from cftjax.metrics import Metric
 
 # Thresholds and scores compared at a time on a CPU: what LLVM turns into vector instructions. Other sizes, or none at
@@ -151,10 +151,28 @@ def by_sorting(
     if platform == "gpu":
         return by_sorting_rows(metric, scores, labels[None], where[None])
     if platform == "cpu":
-        keys = host_sort.sort_rows(metrics.ranking_keys(scores, labels[None], where[None]))
-        return metrics.of_sorted(metric, keys.T)
+        return by_sorting_on_host(metric, scores, labels, where)
     keys = metrics.ranking_keys(scores.T, labels[:, None], where[:, None])
     return metrics.of_sorted(metric, jax.lax.sort(keys, dimension=0, is_stable=False))
+
+
+def by_sorting_on_host(
+    metric: Metric,
+    scores: Float[jax.Array, "p n"],
+    labels: Bool[jax.Array, " n"],
+    where: Bool[jax.Array, " n"],
+) -> Float[jax.Array, " p"]:
+    """What `metrics.of_sorted` finds, to the bit, from what NumPy says of the order."""
+    entry, n = metrics.METRICS[metric], scores.shape[1]
+    start, positive, below, before = host_ranking.places(metrics.ranking_keys(scores, labels[None], where[None]))
+    total = jnp.sum(positive, axis=1, keepdims=True, dtype=jnp.int32)
+    num_negatives = jnp.sum(where, dtype=jnp.int32) - total
+    positives = total - below
+    tied_negatives = jax.lax.broadcasted_iota(jnp.int32, start.shape, 1) - start - (before - below)
+    negatives = 2 * (n - start - positives) - (2 - entry.ties) * tied_negatives
+    each = entry.of_positive(2 * positives, negatives, num_negatives)
+    won = metrics.fixed_order_sum(jnp.where(positive == 1, each, 0.0), axis=1)
+    return entry.over_whole(won, total[:, 0], num_negatives[:, 0])
 
 
 def by_sorting_rows(
