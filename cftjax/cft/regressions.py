@@ -23,6 +23,7 @@ from cftjax.runtime import devices
 # Unknown rows that stand in for all of a category's, with the weight of those left out: so many leave the mean of the
 # negatives as sharp as that of the positives is at best.
 UNKNOWN_ROWS = 16_384
+MANY_ROWS = 65_536
 
 
 class Recipe(NamedTuple):
@@ -165,7 +166,9 @@ def _groups(task: Task, categories: Sequence[int], size: int) -> list[tuple[list
     """Categories whose rows are padded to the same length, as many as there are devices, and that length."""
     alike: dict[int, list[int]] = {}
     for c in categories:
-        alike.setdefault(extents.padded_length(len(task.rows(c)[0])), []).append(c)
+        num = len(task.rows(c)[0])
+        # Of many rows padding costs more than another program.
+        alike.setdefault(extents.padded_length(num, 4 if num <= MANY_ROWS else 16), []).append(c)
     return [
         (members[start : start + size], length)
         for length, members in sorted(alike.items(), reverse=True)
