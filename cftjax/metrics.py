@@ -233,6 +233,7 @@ def auroc(
     return score("AUROC", scores, labels, where)
 
 
+@jax.jit
 def mean_defined(values: Float[Array, "... c"]) -> Float[jax.Array, ...]:
     """Mean over the categories whose score is defined (mAP, mAUC); NaN where none is."""
     values = jnp.asarray(values)

@@ -23,6 +23,7 @@ from cftjax.runtime import devices
 # Unknown rows that stand in for all of a category's, with the weight of those left out: so many leave the mean of the
 # negatives as sharp as that of the positives is at best.
 UNKNOWN_ROWS = 16_384
+# Of more rows the padding is at most a sixteenth.
 MANY_ROWS = 65_536
 
 
@@ -167,7 +168,6 @@ def _groups(task: Task, categories: Sequence[int], size: int) -> list[tuple[list
     alike: dict[int, list[int]] = {}
     for c in categories:
         num = len(task.rows(c)[0])
-        # Of many rows padding costs more than another program.
         alike.setdefault(extents.padded_length(num, 4 if num <= MANY_ROWS else 16), []).append(c)
     return [
         (members[start : start + size], length)
