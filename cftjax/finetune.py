@@ -60,8 +60,6 @@ def main() -> None:
     tracking.check(config.log)
     hosts.join(config.hosts, config)
     config = dataclasses.replace(config, hosts=HostsConfig())  # which is no setting of the run
-    if devices.is_primary() and config.file.is_file():
-        print(f"Reading {config.file} ({config.file.stat().st_size / 1e6:,.1f} MB).", flush=True)
     reading = functools.partial(bundles.read, config.file, head=config.head, minus_one=config.minus_one)
     if devices.is_primary():
         print(f"Reading {config.file}.", flush=True)
