@@ -270,7 +270,7 @@ KINDS = {
             "heads/final/heads.npz",
             "decisions/decisions.json",
             "embeddings/validation/z.npy",
-            "embeddings/validation/known.npy",
+            "embeddings/validation/labels.npz",
         )
     },
 }

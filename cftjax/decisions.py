@@ -18,7 +18,7 @@ from sklearn.isotonic import IsotonicRegression
 
 from cftjax.config import DecideConfig
 from cftjax.runtime import storage
-from cftjax.types import Array
+from cftjax.types import Array, Matrix
 
 # What decides where no threshold could be fitted.
 UNFITTED = 0.5
@@ -110,8 +110,8 @@ class Decisions:
 
 def fit(
     logits: Num[Array, "n c"],
-    labels: Shaped[Array, "n c"],
-    known: Bool[Array, "n c"],
+    labels: Shaped[Matrix, "n c"],
+    known: Bool[Matrix, "n c"],
     config: DecideConfig,
     *,
     categories: Sequence[str],

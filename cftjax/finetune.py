@@ -30,12 +30,14 @@ class Finetuning(TuningConfig):
 
     An .npz or .safetensors holds train_z [n d] (or [n c d]), train_labels [n c] (1, 0, NaN where unknown),
     validation_z, validation_labels, kernel [c d], bias [c], and optionally test_z, test_labels, train_groups [n] and
-    those of the other splits, and categories [c]. A .parquet has a row per image: split, z (or z_0, z_1, ...), a column
-    per category, and optionally group. Without a validation split the known training labels are cross-validated.
+    those of the other splits, and categories [c]. Of many categories it may hold the labels that were given alone:
+    train_label_rows, train_label_columns and train_label_values. A folder has an .npy for each array, which are not
+    read into memory. A .parquet has a row per image: split, z (or z_0, z_1, ...), a column per category, and optionally
+    group. Without a validation split the known training labels are cross-validated.
     """
 
     file: Annotated[Path, tyro.conf.Positional] = Path("embeddings.npz")
-    """The .npz, .safetensors or .parquet."""
+    """The .npz, .safetensors or .parquet, or a folder of .npy."""
     head: Path | None = None
     """The last layer in an .npz or .safetensors of its own, kernel (or weight) [c d] and bias [c]; a .parquet needs
     one."""

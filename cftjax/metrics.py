@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int32, Num, Shaped
 
-from cftjax.types import Array
+from cftjax.types import Array, Matrix
 
 # Magnitudes of float32 logits below 2**-63 count as 0 and above 2**64 as equal; within, the key is exact.
 _SMALLEST_EXPONENT = 64 << 23
@@ -188,23 +188,47 @@ def _ranks_if_wide(scores: Array) -> Array:
     return scores
 
 
-def score(metric: Metric, scores: Array, labels: Array, where: Array | None = None) -> Float[jax.Array, " c"]:
+def _known_rows(
+    scores: Num[np.ndarray, "n c"], labels: Shaped[np.ndarray, "n c"], known: Bool[np.ndarray, "n c"]
+) -> tuple[Num[np.ndarray, "k c"], Bool[np.ndarray, "k c"], Bool[np.ndarray, "k c"]]:
+    """Each category's known rows alone, where they are less than half: they have the same score to the bit.
+
+    As many for all, a power of two, so that few programs are compiled.
+    """
+    columns, rows = np.nonzero(known.T)
+    counts = np.bincount(columns, minlength=known.shape[1])
+    length = 1 << (int(counts.max(initial=1)) - 1).bit_length()
+    if 2 * length > len(scores):
+        return scores, labels.astype(bool), known
+    places = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+    packed = np.zeros((length, known.shape[1]), scores.dtype)
+    positive, where = np.zeros((2, *packed.shape), bool)
+    packed[places, columns] = scores[rows, columns]
+    positive[places, columns] = labels[rows, columns]
+    where[places, columns] = True
+    return packed, positive, where
+
+
+def score(metric: Metric, scores: Array, labels: Matrix, where: Matrix | None = None) -> Float[jax.Array, " c"]:
     """`average_precision` for metric "AP", `auroc` for "AUROC"."""
-    scores, labels = (x if isinstance(x, jax.Array) else np.asarray(x) for x in (scores, labels))
+    where = np.ones(np.shape(scores), bool) if where is None else where
+    scores, labels, known = (x if isinstance(x, jax.Array) else np.asarray(x) for x in (scores, labels, where))
     if scores.ndim != 2 or scores.shape != labels.shape:
         raise ValueError(
             f"scores {scores.shape} and labels {labels.shape} must both be [n c]; for one category use [:, None]"
         )
-    known = np.ones(scores.shape, bool) if where is None else where
     if known.shape != scores.shape:
         raise ValueError(f"where {known.shape} must have the shape of scores, {scores.shape}")
     if metric not in METRICS:
         raise ValueError(f"metric {metric!r} is not one of {', '.join(METRICS)}")
-    return _score(_ranks_if_wide(scores), labels, known, metric)
+    scores = _ranks_if_wide(scores)
+    if isinstance(scores, np.ndarray) and isinstance(labels, np.ndarray) and isinstance(known, np.ndarray):
+        scores, labels, known = _known_rows(scores, labels, known)
+    return _score(scores, labels, known, metric)
 
 
 def average_precision(
-    scores: Num[Array, "n c"], labels: Shaped[Array, "n c"], where: Bool[Array, "n c"] | None = None
+    scores: Num[Array, "n c"], labels: Shaped[Matrix, "n c"], where: Bool[Matrix, "n c"] | None = None
 ) -> Float[jax.Array, " c"]:
     """Average precision of each category over its known labels.
 
@@ -224,7 +248,7 @@ def average_precision(
 
 
 def auroc(
-    scores: Num[Array, "n c"], labels: Shaped[Array, "n c"], where: Bool[Array, "n c"] | None = None
+    scores: Num[Array, "n c"], labels: Shaped[Matrix, "n c"], where: Bool[Matrix, "n c"] | None = None
 ) -> Float[jax.Array, " c"]:
     """Area under the ROC curve of each category over its known labels, ties by half.
 

@@ -33,7 +33,8 @@ from cftjax.runtime.settings import differences, plain
 from cftjax.runtime.tracking import Tracking
 from cftjax.types import SPLITS, STAGES, Embeddings, Heads
 
-FORMAT = 1
+# 2: labels beside embeddings are sparse.
+FORMAT = 2
 DECISIONS, OUT_OF_FOLD, REFIT = "decisions.json", "out_of_fold.npz", "refit.npz"
 # Heads of validation labels that judge and that nothing learns from, which a sweep keeps beside a run's own.
 JUDGED = "judged"

@@ -63,6 +63,84 @@ class Labels:
         n, c = self.labels.shape
         return n, c
 
+    @property
+    def unknown(self) -> Bool[np.ndarray, "n c"]:
+        """[n, c], True where nobody said anything."""
+        return ~(self.known | self.uncertain)
+
+    def dense(self) -> Labels:
+        """All of them as arrays."""
+        return self
+
+
+class Marks(np.lib.mixins.NDArrayOperatorsMixin):
+    """One of the matrices [n c] of labels that are stored sparse: read by rows or by categories as an array is.
+
+    `marks[rows]`, `marks[:, some]` and `marks[rows, category]` give arrays. All else, arithmetic included, makes the
+    whole matrix, or raises ValueError where that would be too large.
+    """
+
+    dtype, ndim = np.dtype(bool), 2
+
+    def __init__(self, of: Labels, kind: str) -> None:
+        """Show `labels`, `known`, `uncertain` or `unknown` of labels."""
+        self.of, self.kind = of, kind
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n, c)."""
+        return self.of.shape
+
+    def __len__(self) -> int:
+        """The number of images."""
+        return self.shape[0]
+
+    def __getitem__(self, key: Any) -> Any:
+        """Rows; or of some categories all rows, or rows picked afterwards."""
+        if isinstance(key, int | np.integer):
+            return self[np.array([key])][0]
+        if not isinstance(key, tuple):
+            return getattr(self.of[key], self.kind)
+        rows, categories = key
+        chosen = np.arange(self.shape[1])[categories]
+        if chosen.ndim and not isinstance(rows, slice):
+            raise IndexError("rows and categories of sparse labels are not picked at once: use marks[:, some][rows]")
+        block = getattr(self.of.columns(chosen.reshape(-1)), self.kind)
+        return block[rows] if chosen.ndim else block[:, 0][rows]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """The whole matrix, made anew at each call."""
+        whole = getattr(self.of.dense(), self.kind)
+        return whole if dtype is None else whole.astype(dtype)
+
+    def astype(self, dtype: Any) -> np.ndarray:
+        """The whole matrix as numbers."""
+        return np.asarray(self).astype(dtype)
+
+    def sum(self, *given: Any, **options: Any) -> Any:
+        """As of an array."""
+        return np.asarray(self).sum(*given, **options)
+
+    def mean(self, *given: Any, **options: Any) -> Any:
+        """As of an array."""
+        return np.asarray(self).mean(*given, **options)
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
+        """Arithmetic on the whole matrix."""
+        return getattr(ufunc, method)(*(np.asarray(x) if isinstance(x, Marks) else x for x in inputs), **options)
+
+
+# Labels [n c] in memory, on disk, or stored sparse.
+Matrix = np.ndarray | jax.Array | Marks
+
+
+def together(labels: Bool[Matrix, "n c"], known: Bool[Matrix, "n c"], uncertain: Bool[Matrix, "n c"] | None) -> Labels:
+    """Matrices as labels: those that they are of, where they are `Marks`."""
+    if isinstance(labels, Marks) and isinstance(known, Marks) and labels.of is known.of:
+        return labels.of
+    labels, known = np.asarray(labels, bool), np.asarray(known, bool)
+    return Labels(labels, known, np.zeros_like(known) if uncertain is None else np.asarray(uncertain, bool))
+
 
 @dataclasses.dataclass(frozen=True)
 class Records:
@@ -184,7 +262,7 @@ class Embeddings:
 
     Attributes:
         z: [n d], or [n c d] where each category has an embedding of its own. May be a memory map.
-        labels: [n c] bool, meaningful where `known`.
+        labels: [n c] bool, meaningful where `known`. It and the next two are arrays, or all three of `Marks`.
         known: [n c] bool.
         uncertain: [n c] bool.
         groups: [n] or None, as in `Records`.
@@ -192,11 +270,23 @@ class Embeddings:
     """
 
     z: Num[Array, ...]
-    labels: Bool[Array, "n c"]
-    known: Bool[Array, "n c"]
-    uncertain: Bool[Array, "n c"] | None = None
+    labels: Bool[Matrix, "n c"]
+    known: Bool[Matrix, "n c"]
+    uncertain: Bool[Matrix, "n c"] | None = None
     groups: np.ndarray | None = None
     unopened: Sequence[str] = ()
+
+    @classmethod
+    def of(
+        cls, z: Num[Array, ...], given: Labels, groups: np.ndarray | None = None, unopened: Sequence[str] = ()
+    ) -> Embeddings:
+        """Embeddings and their labels, dense or sparse."""
+        return cls(z, given.labels, given.known, given.uncertain, groups, unopened)
+
+    @property
+    def given(self) -> Labels:
+        """What is known of each image, stored as it was given."""
+        return together(self.labels, self.known, self.uncertain)
 
     def __len__(self) -> int:
         """The number of images."""

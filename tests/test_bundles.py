@@ -230,3 +230,99 @@ def test_every_label_is_one_of_positive_negative_uncertain_and_unknown(tmp_path_
     train = bundles.read(file, minus_one="uncertain").embeddings["train"]
     back = np.where(train.known, train.labels, np.where(train.uncertain, -1, np.nan))
     np.testing.assert_array_equal(back, values)
+
+
+def as_entries(split, values):
+    """A table of labels as the three arrays of entries, in an order of chance."""
+    rows, columns = np.nonzero(~np.isnan(values))
+    order = np.random.default_rng(3).permutation(len(rows))
+    parts = (rows[order], columns[order], values[rows, columns][order].astype(np.int8))
+    return {f"{split}_{part}": array for part, array in zip(bundles.entries.PARTS, parts, strict=True)}
+
+
+def with_entries(**changes):
+    made = arrays()
+    for split in ("train", "validation"):
+        made |= as_entries(split, made.pop(f"{split}_labels"))
+    return {name: array for name, array in (made | changes).items() if array is not None}
+
+
+def folder_of(path, made):
+    path.mkdir(exist_ok=True)
+    for name, array in made.items():
+        np.save(path / f"{name}.npy", array)
+    return path
+
+
+def test_labels_that_were_given_alone_say_the_same_as_a_table_of_them(tmp_path):
+    whole, few = bundles.read(npz(tmp_path)), tmp_path / "few.npz"
+    np.savez(few, **with_entries())
+    # One split may have the one and another the other.
+    mixed = tmp_path / "mixed.npz"
+    assert_same(bundles.read(few), whole)
+    names = [f"train_{part}" for part in bundles.entries.PARTS]
+    np.savez(mixed, **with_entries(**dict.fromkeys(names), train_labels=arrays()["train_labels"]))
+    assert_same(bundles.read(mixed), whole)
+
+
+@pytest.mark.parametrize("entries", [False, True])
+@pytest.mark.parametrize("kind", [np.float32, np.float16])
+def test_a_folder_of_arrays_is_read_as_memory_maps(tmp_path, entries, kind):
+    made = with_entries() if entries else arrays()
+    made |= {f"{split}_z": made[f"{split}_z"].astype(kind) for split in ("train", "validation")}
+    folder = folder_of(tmp_path / "bundle", made | {"categories": np.array(CATEGORIES)})
+    read = bundles.read(folder)
+    assert isinstance(read.embeddings["train"].z, np.memmap)
+    assert read.categories == CATEGORIES
+    np.testing.assert_array_equal(read.embeddings["train"].z, made["train_z"])
+    np.testing.assert_array_equal(read.embeddings["train"].known, ~np.isnan(arrays()["train_labels"]))
+    before = bundles.fingerprint(folder, None, "ask")
+    assert bundles.fingerprint(folder, None, "ask") == before
+    np.save(folder / "bias.npy", arrays()["bias"] + 1)
+    assert bundles.fingerprint(folder, None, "ask") != before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train_label_rows": np.zeros(3, int)}, r"must be of one length \[m\]"),
+        ({"train_label_rows": None}, "lacks train_label_rows"),
+        ({"train_label_columns": np.full(10, 2)}, r"train_label_columns holds 2, and is not in 0 to 1"),
+        ({"train_label_columns": np.full(10, -1)}, r"train_label_columns holds -1, and is not in 0 to 1"),
+        ({"train_label_rows": np.zeros(10)}, "train_label_rows, of type float64, must hold whole numbers"),
+        ({"train_label_values": np.full(10, 2)}, "train_label_values must be 1, 0 or -1.*leave out what is unknown"),
+        ({"train_labels": np.zeros((N, 2))}, "holds train_labels as well as train_label_rows"),
+        ({"train_label_values": np.full(10, -1)}, "0 and -1 stand there.*--minus-one"),
+    ],
+)
+def test_entries_that_are_no_labels_are_refused_by_name(tmp_path, changes, message):
+    folder = folder_of(tmp_path / "bundle", with_entries(**changes))
+    with pytest.raises(bundles.DataError, match=message):
+        bundles.read(folder)
+
+
+@pytest.mark.parametrize(
+    "words", ["negative", "uncertain", "unknown", "negative-and-zero-unknown", "dog=unknown,negative"]
+)
+def test_a_minus_one_among_entries_is_what_it_is_in_a_table(tmp_path, words):
+    values = np.array([[1, 0], [-1, np.nan], [np.nan, 1], [-1, -1], [1, 1], [-1, 0]], np.float32)
+    np.savez(tmp_path / "few.npz", **with_entries(**as_entries("train", values)))
+    both = []
+    for file in (npz(tmp_path, train_labels=values), tmp_path / "few.npz"):
+        try:
+            both.append(bundles.read(file, minus_one=words))
+        except bundles.DataError as error:
+            both.append(str(error).partition(":")[2])
+    if isinstance(both[0], str):
+        assert both[0] == both[1]
+    else:
+        assert both[0].notes == both[1].notes
+        assert_same(*both)
+
+
+def test_a_value_that_is_not_finite_in_a_memory_map_is_named_by_its_row(tmp_path, monkeypatch):
+    monkeypatch.setattr(bundles, "ROWS_AT_ONCE", 2)
+    z = arrays()["train_z"]
+    z[3, 1] = np.inf
+    with pytest.raises(bundles.DataError, match="train_z has a value that is not finite, first in row 3"):
+        bundles.read(folder_of(tmp_path / "bundle", with_entries(train_z=z)))

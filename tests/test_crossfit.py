@@ -12,7 +12,8 @@ from cftjax import metrics
 from cftjax.cft import committee, crossfit, discriminant, folds, logistic, members, pool, regressions, shares
 from cftjax.cft.regressions import Recipe, Task
 from cftjax.config import ChooseConfig, GAConfig, PolishConfig, TuningConfig
-from cftjax.types import Embeddings, Heads
+from cftjax.data import sparse
+from cftjax.types import Embeddings, Heads, Labels
 
 TRAIN, VALIDATION, TEST = (
     toy.embeddings(n=240, seed=seed, known=known) for seed, known in ((0, 0.7), (1, 0.9), (2, 1.0))
@@ -44,10 +45,11 @@ def test_groups_stay_in_one_fold_and_positives_are_spread():
     rng = np.random.default_rng(0)
     groups = np.repeat(np.arange(60), 4)
     labels, known = rng.random((240, 3)) < [0.1, 0.3, 0.5], rng.random((240, 3)) < 0.8
-    fold = folds.of_images(labels, known, groups, 5)
+    told = Labels(labels, known, np.zeros_like(known))
+    fold = folds.of_images(told, groups, 5)
     assert all(len(set(fold[groups == g])) == 1 for g in range(60))
     assert set(fold) == set(range(5))
-    alone = folds.of_images(labels, known, None, 5)
+    alone = folds.of_images(told, None, 5)
     counts = np.stack([(labels & known)[alone == k].sum(0) for k in range(5)])
     assert (counts.max(0) - counts.min(0) <= 2).all()
 
@@ -71,13 +73,13 @@ def test_the_discriminant_is_the_closed_form_of_scikit_learn():
 def test_the_discriminant_weighs_unknown_and_judging_rows_as_float64_does():
     given = gathered()
     genes = discriminant.difference(given, discriminant.sums(given), 0.3, 3.0)
-    z = given.z.astype(np.float64)
+    z, told = given.z.astype(np.float64), given.given.dense()
     for lane in range(4):
         rows = given.learns(lane)
         weight = np.where(given.fold >= 0, 3.0, 1.0) * rows
         for c in range(3):
-            positive = weight * (given.labels[:, c] & given.known[:, c])
-            negative = weight * np.where(given.known[:, c], ~given.labels[:, c], 0.3)
+            positive = weight * told.labels[:, c]
+            negative = weight * np.where(told.known[:, c], ~told.labels[:, c], 0.3)
             expected = positive @ z / positive.sum() - negative @ z / negative.sum()
             np.testing.assert_allclose(genes[lane, c], expected, atol=1e-5)
 
@@ -130,9 +132,7 @@ def test_out_of_fold_logits_do_not_depend_on_the_labels_of_their_own_fold():
     given = gathered()
     fold = given.fold[given.judging]
     flipped = dataclasses.replace(VALIDATION, labels=VALIDATION.labels ^ (fold == 1)[:, None])
-    other = dataclasses.replace(
-        given, labels=np.concatenate([given.labels[: given.judging.start], flipped.labels & flipped.known])
-    )
+    other = dataclasses.replace(given, given=sparse.joined([sparse.of(split.given) for split in (TRAIN, flipped)]))
     recipe, start = Recipe(0.0, 0.1, 0.01, 0.3), np.zeros((4, 3, 5), np.float32)
     logits = []
     for images in (given, other):

@@ -111,6 +111,21 @@ def test_smoothing_depends_on_the_row_of_the_split_and_not_on_the_batch():
     assert (labels.resolve(given[rows], **settings)[0] != together[rows]).any()
 
 
+@pytest.mark.parametrize("unknown", ["assume_negative", "ignore"])
+@pytest.mark.parametrize("uncertain", ["negative", "positive", "ignore", "smooth_negative", "smooth_positive"])
+def test_sums_of_targets_are_those_of_all_targets_added_up(unknown, uncertain):
+    given = labels.from_values(np.tile(VALUES, (30, 1)))
+    opened = np.arange(120) % 7 != 0
+    config = LabelsConfig(unknown=unknown, uncertain=uncertain)
+    targets, where = labels.resolve(given, unknown=unknown, uncertain=uncertain, seed=4)
+    for rows in (None, opened):
+        counted = where if rows is None else where & rows[:, None]
+        for stored in (given, sparse.of(given)):
+            total, count = labels.target_sums(stored, config, 4, rows)
+            np.testing.assert_allclose(total, np.where(counted, targets, 0).sum(0, dtype=np.float64), rtol=1e-12)
+            np.testing.assert_array_equal(count, counted.sum(0))
+
+
 def test_uniform_hiding_draws_positives_then_negatives_of_each_record():
     given = labels.from_values(VALUES)
     rng = np.random.Generator(np.random.PCG64(SEED))

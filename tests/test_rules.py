@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
 
+from cftjax import types
 from cftjax.cft import rules
 from cftjax.cft.choose import choose
 from cftjax.config import ChooseConfig
+from cftjax.data import sparse
 from cftjax.types import Embeddings, Heads
 
 N = 200
@@ -63,13 +65,14 @@ def test_blocks_of_categories_are_picked_like_all_at_once():
 def test_folds_spread_the_positives_or_keep_groups_whole():
     rng = np.random.default_rng(0)
     labels, known = rng.random((N, 3)) < 0.1, rng.random((N, 3)) < 0.8
-    fold = rules.folds(labels, known, None)
+    given = sparse.of(types.Labels(labels, known, np.zeros_like(known)))
+    fold = rules.folds(given, None)
     for c in range(3):
-        counts = np.bincount(fold[known[:, c] & labels[:, c], c], minlength=rules.FOLDS)
+        counts = np.bincount(fold[(given.categories == c) & (given.values == 1)], minlength=rules.FOLDS)
         assert counts.max() - counts.min() <= 1
     groups = rng.integers(0, 30, N)
-    fold = rules.folds(labels, known, groups)
-    assert all(len(set(fold[groups == g].ravel())) == 1 for g in set(groups))
+    fold = rules.folds(given, groups)
+    assert all(len(set(fold[groups[given.rows()] == g])) == 1 for g in set(groups))
 
 
 def test_a_head_between_two_bad_ones_is_found_and_named():

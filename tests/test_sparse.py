@@ -98,11 +98,10 @@ def test_categories_that_do_not_exist_are_refused():
 
 
 def test_small_sets_have_the_dense_arrays_and_large_ones_say_what_to_take_instead():
-    labels = sparse_of(VALUES)
-    assert_same(types.Labels(labels.labels, labels.known, labels.uncertain), dense_of(VALUES))
+    assert_same(sparse_of(VALUES).dense(), dense_of(VALUES))
     large = sparse.from_entries(np.array([3]), np.array([4999]), np.array([1]), (1_700_000, 5000))
     with pytest.raises(ValueError, match="columns"):
-        _ = large.known
+        np.asarray(large.known)
     assert large[3:4].labels.sum() == 1
     assert large.columns([4999]).labels.sum() == 1
 
@@ -131,3 +130,67 @@ def test_dense_labels_give_rows_and_columns_by_the_same_names():
     given = dense_of(VALUES)
     assert_same(given.take(np.array([5, 0])), dense_of(VALUES[[5, 0]]))
     assert_same(given.columns([6, 1]), dense_of(VALUES[:, [6, 1]]))
+
+
+MATRICES = ("labels", "known", "uncertain", "unknown")
+PLACES = [
+    slice(4, 9),
+    3,
+    np.array([5, 1, 1]),
+    VALUES[:, 0] == 1,
+    (slice(None), slice(2, 5)),
+    (slice(None, None, 2), [4, 0]),
+    (slice(None), 3),
+    (np.array([7, 2]), 1),
+    (VALUES[:, 0] == 1, 0),
+    (6, 5),
+]
+
+
+@pytest.mark.parametrize("name", MATRICES)
+@pytest.mark.parametrize("place", PLACES, ids=[f"place{i}" for i in range(len(PLACES))])
+def test_each_matrix_of_sparse_labels_is_indexed_as_an_array_is(name, place):
+    stored, expected = getattr(sparse_of(VALUES), name), getattr(dense_of(VALUES), name)
+    np.testing.assert_array_equal(stored[place], expected[place], strict=True)
+    assert (stored.shape, stored.dtype, len(stored)) == (expected.shape, bool, 23)
+
+
+def test_arithmetic_on_small_sparse_labels_is_that_of_arrays():
+    stored, expected = sparse_of(VALUES), dense_of(VALUES)
+    np.testing.assert_array_equal(stored.labels & ~stored.known, expected.labels & ~expected.known)
+    np.testing.assert_array_equal(np.sum(stored.known, axis=0), expected.known.sum(0))
+    with pytest.raises(IndexError, match=r"use marks\[:, some\]\[rows\]"):
+        stored.known[np.array([1, 2]), np.array([0, 3])]
+
+
+def test_rows_of_several_splits_follow_one_another_and_a_category_tells_its_labels():
+    stored = sparse.joined([sparse_of(VALUES[:9]), sparse_of(VALUES[9:9]), sparse_of(VALUES[9:])])
+    assert_same(stored[:], dense_of(VALUES))
+    for category in range(VALUES.shape[1]):
+        rows, values = stored.of_category(category)
+        given = np.flatnonzero(~np.isnan(VALUES[:, category]))
+        np.testing.assert_array_equal(rows, given)
+        np.testing.assert_array_equal(values, VALUES[given, category])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"starts": np.array([0, 2, 1])},
+        {"starts": np.array([1, 2, 2])},
+        {"categories": np.array([0, 9], np.int32)},
+        {"values": np.array([1, 2], np.int8)},
+        {"values": np.array([1, 0])},
+        {"starts": np.zeros(0, np.int64)},
+    ],
+    ids=["falling", "begins late", "no category", "no label", "kind", "empty"],
+)
+def test_arrays_that_are_no_sparse_labels_are_refused(damage):
+    sound = {
+        "starts": np.array([0, 1, 2]),
+        "categories": np.array([1, 0], np.int32),
+        "values": np.array([1, 0], np.int8),
+    }
+    assert sparse.from_arrays(**sound, num_categories=2).shape == (2, 2)
+    with pytest.raises(ValueError, match="no labels"):
+        sparse.from_arrays(**sound | damage, num_categories=2)

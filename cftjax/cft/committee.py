@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from cftjax.cft.regressions import Recipe, Task
 from cftjax.cft.work import Progress, Store
 from cftjax.config import Metric, PolishConfig
 from cftjax.scores import bootstrap
-from cftjax.types import Heads
+from cftjax.types import Heads, Labels
 
 RESAMPLES = 50
 # What each weighs in the mean: the regression from the search's winners knows the head that came, which was picked with
@@ -161,8 +161,8 @@ def _closed_form(pool: Pool, base: Spread, config: PolishConfig) -> tuple[Member
         best[weights] = float(scores[i]), candidates[i], config.strengths[i]
     weights, plain = max(best, key=lambda each: best[each][0]), min(best, key=lambda each: (each[0], abs(each[1] - 1)))
     if weights != plain:
-        old, new = (members.out_of_fold(best[each][1], pool, base) for each in (plain, weights))
-        if best[weights][0] - best[plain][0] <= standard_error(old, new, pool, config.metric):
+        old, new = (best[each][1] for each in (plain, weights))
+        if best[weights][0] - best[plain][0] <= standard_error(old, new, pool, base, config.metric):
             weights = plain
     _, member, strength = best[weights]
     return member, weights, Recipe(0.0, 0.0, strength, *weights).name.replace("zero", "closed")
@@ -210,27 +210,30 @@ def _best_of_each_pull(
     return named, best([i for i, recipe in enumerate(recipes) if recipe[:2] == (0, 0) and recipe[3:] == (0, 1)])
 
 
-def standard_error(old: Float[np.ndarray, "v c"], new: Float[np.ndarray, "v c"], pool: Pool, metric: Metric) -> float:
+def standard_error(old: Member, new: Member, pool: Pool, base: Spread, metric: Metric) -> float:
     """Of the gain in the mean over categories, by paired bootstrap over the judging images."""
-    rows = pool.judging
-    return gain_error(old, new, pool.labels[rows], pool.known[rows], pool.groups, metric)
+    pairs = (
+        np.stack([members.out_of_fold(member, pool, base, some) for member in (old, new)])
+        for some in members.blocks_of(pool.judged, 2)
+    )
+    return gain_error(pairs, pool.judged, pool.groups, metric)
 
 
 def gain_error(
-    old: Float[np.ndarray, "v c"],
-    new: Float[np.ndarray, "v c"],
-    labels: np.ndarray,
-    known: np.ndarray,
-    groups: np.ndarray | None,
-    metric: Metric,
+    pairs: Iterable[Float[np.ndarray, "2 v _"]], judged: Labels, groups: np.ndarray | None, metric: Metric
 ) -> float:
-    """Standard error of what a mean score gains, by paired bootstrap over images or groups; infinite if undefined."""
-    c, size = labels.shape[1], max(1, members.LOGITS_BYTES // (8 * max(len(labels), 1)))
+    """Standard error of what a mean score gains, by paired bootstrap over images or groups; infinite if undefined.
+
+    Args:
+        pairs: old and new logits of the categories of each of `members.blocks_of(judged, 2)`.
+        judged: labels.
+        groups: of the images, or None.
+        metric: of the mean score.
+    """
     each = []
-    for some in (slice(start, start + size) for start in range(0, c, size)):
-        pair = np.stack([old[:, some], new[:, some]])
-        drawn = bootstrap.resample(pair, labels[:, some], known[:, some], groups=groups, resamples=RESAMPLES)
-        samples = drawn[metric]
+    for some, pair in zip(members.blocks_of(judged, 2), pairs, strict=True):
+        labels, known = judged.labels[:, some], judged.known[:, some]
+        samples = bootstrap.resample(pair, labels, known, groups=groups, resamples=RESAMPLES)[metric]
         each.append(samples[1] - samples[0])
     means = np.asarray(metrics.mean_defined(np.concatenate(each, axis=-1)))
     means = means[~np.isnan(means)]

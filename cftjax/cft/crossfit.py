@@ -62,7 +62,7 @@ class Problem:
         if not self.refit:
             return None
         split = self.judging
-        return folds.of_images(split.labels, split.known, split.groups, self.config.polish.folds, self.config.seed)
+        return folds.of_images(split.given, split.groups, self.config.polish.folds, self.config.seed)
 
 
 def find(
@@ -141,7 +141,7 @@ def learn(
 
 def _steps(pool: Pool, came: Heads, lanes: list[Heads]) -> Float[np.ndarray, "l c r"]:
     """What the winners add to the heads that came, in the pool's coordinates; nothing where nothing was searched."""
-    extent = (pool.num_lanes, pool.labels.shape[1], pool.z.shape[-1])
+    extent = (pool.num_lanes, pool.num_categories, pool.z.shape[-1])
     if len(lanes) != pool.num_lanes:
         return np.zeros(extent, np.float32)
     unit = np.ones(extent[1], np.float32)

@@ -8,13 +8,16 @@ are all that has to be known of them.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Float
+from scipy.sparse import csr_array
 
+from cftjax.cft.large import Made
 from cftjax.cft.pool import LEARNING, Pool
 from cftjax.cft.spaces import ROWS_AT_ONCE
+from cftjax.data.sparse import SparseLabels
 
 POSITIVE, NEGATIVE, UNKNOWN = range(3)
 
@@ -34,18 +37,39 @@ class Sums:
 
 def sums(pool: Pool) -> Sums:
     """Read all rows once, in blocks."""
-    c, r = pool.labels.shape[1], pool.z.shape[-1]
+    of_rows = _of_few if isinstance(pool.base, Made) else _of_rows
+    c, r = pool.num_categories, pool.z.shape[-1]
     counts, totals = np.zeros((pool.num_lanes, 3, c)), np.zeros((pool.num_lanes, 3, c, r))
     for part in range(pool.num_lanes):
         rows = np.flatnonzero(pool.fold == part - 1)
         for start in range(0, len(rows), ROWS_AT_ONCE):
             some = rows[start : start + ROWS_AT_ONCE]
-            z, labels, known = np.asarray(pool.z[some], np.float32), pool.labels[some], pool.known[some]
-            for kind, members in enumerate((labels & known, ~labels & known, pool.unknown[some])):
-                counts[part, kind] += members.sum(0)
-                weights = members.astype(np.float32)
-                totals[part, kind] += weights.T @ z if pool.shared else np.einsum("nc,ncr->cr", weights, z)
+            z = np.asarray(pool.z[some], np.float32)
+            for kind, (count, total) in enumerate(of_rows(pool.given.take(some), z)):
+                counts[part, kind] += count
+                totals[part, kind] += total
     return Sums(counts, totals)
+
+
+def _of_rows(given: SparseLabels, z: Float[np.ndarray, "n *c r"]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Number [c] and sum [c r] of known positives, known negatives, and unknown, by products with all categories."""
+    block = given[:]
+    for members in (block.labels, ~block.labels & block.known, block.unknown):
+        weights = members.astype(np.float32)
+        yield members.sum(0), weights.T @ z if z.ndim == 2 else np.einsum("nc,ncr->cr", weights, z)
+
+
+def _of_few(given: SparseLabels, z: Float[np.ndarray, "n r"]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The same from the entries alone: what is unknown is everything less what is not."""
+    counts, total = given.counts(), z.sum(0, dtype=np.float64)[None]
+    rest = len(z) - np.sum(counts, axis=0)
+    for value, count in ((1, counts.positive), (0, counts.negative), (-1, counts.uncertain)):
+        weights = (given.values == value).astype(np.float32)
+        own = csr_array((weights, given.categories, given.starts), shape=given.shape).T @ z
+        total = total - own
+        if value >= 0:
+            yield count, own
+    yield rest, total
 
 
 def difference(pool: Pool, given: Sums, unknown_weight: float, judging_weight: float) -> Float[np.ndarray, "l c r"]:

@@ -73,8 +73,8 @@ class Counts(NamedTuple):
     @classmethod
     def of(cls, seen: Seen) -> Counts:
         """Count."""
-        known = np.asarray(seen.known, bool)
-        return cls(known.sum(0), (known & np.asarray(seen.labels, bool)).sum(0))
+        counts = seen.given.counts()
+        return cls(counts.positive + counts.negative, counts.positive)
 
     def shape(self, categories: Sequence[int], per_octave: int, ranked: bool) -> Shape:
         """Extents that hold each of some categories; where nothing is ranked, positives are not told apart."""

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float
 
 from cftjax.cft import rules
+from cftjax.cft.large import Made
 from cftjax.cft.pool import Pool
 from cftjax.cft.spaces import ROWS_AT_ONCE
 from cftjax.config import Metric
-from cftjax.types import Heads
+from cftjax.types import Heads, Labels
 
 # Logits of one block of categories that are scored together, in bytes.
 LOGITS_BYTES = 128 * 2**20
+# Categories that are scored together where each brings its known images alone.
+CATEGORIES_AT_ONCE = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +57,8 @@ class Spread:
 
 def spread(pool: Pool) -> Spread:
     """Read all rows, in blocks."""
+    if isinstance(pool.base, Made):
+        return _spread_of_made(pool, pool.base)
     n, c = pool.base.shape
     mean = pool.base.mean(axis=0, dtype=np.float64)
     variance, covariance = np.zeros(c), np.zeros((c, pool.z.shape[-1]))
@@ -64,6 +69,21 @@ def spread(pool: Pool) -> Spread:
         variance += np.square(centred).sum(0, dtype=np.float64) / n
         covariance += (centred.T @ z if pool.shared else np.einsum("nc,ncr->cr", centred, z)) / n
     return Spread(*(x.astype(np.float32) for x in (variance, covariance, mean)))
+
+
+def _spread_of_made(pool: Pool, base: Made) -> Spread:
+    """The same from the moments of the embeddings: it takes no product for every image and category."""
+    n, d = base.embeddings.shape
+    mean = sum(block.sum(0, dtype=np.float64) for _, block in base.embeddings.blocks()) / n
+    own, mixed = np.zeros((d, d)), np.zeros((d, pool.z.shape[-1]))
+    for rows, block in base.embeddings.blocks():
+        centred = block - np.asarray(mean, np.float32)
+        own += centred.T @ centred / n
+        mixed += centred.T @ np.asarray(pool.z[rows], np.float32) / n
+    kernel = base.factor.astype(np.float64)
+    variance = np.einsum("dc,dc->c", kernel, own @ kernel)
+    parts = variance, kernel.T @ mixed, (mean - base.centre) @ kernel + base.shift
+    return Spread(*(x.astype(np.float32) for x in parts))
 
 
 def standardised(member: Member, pool: Pool, base: Spread) -> Member:
@@ -86,26 +106,62 @@ def mean(name: str, members: Sequence[Member], weights: Float[np.ndarray, " m"])
 def out_of_fold(member: Member, pool: Pool, base: Spread, some: slice = slice(None)) -> Float[np.ndarray, "v c"]:
     """What each judging image gets from the lane that has not learned from it; zero on average over all images."""
     columns = member.columns(some)
-    labels = pool.base[pool.judging][:, some]
-    logits = np.empty(labels.shape, np.float32)
     part = pool if pool.shared else dataclasses.replace(pool, z=pool.z[:, some])
     fold = pool.fold[pool.judging]
+    logits = np.empty((len(fold), columns.start.shape[1]), np.float32)
+    came = pool.base[pool.judging, some] if columns.start.any() else None
     for lane in range(pool.num_folds):
         rows = np.flatnonzero(fold == lane)
-        shift = columns.start[lane] * (labels[rows] - base.mean[some])
-        logits[rows] = shift + part.products(rows + pool.judging.start, columns.genes[lane])
+        logits[rows] = part.products(rows, columns.genes[lane])
+        if came is not None:
+            logits[rows] += columns.start[lane] * (came[rows] - base.mean[some])
     return logits
 
 
 def scores(members: Sequence[Member], pool: Pool, base: Spread, metric: Metric) -> Float[np.ndarray, "m c"]:
     """AP or AUROC of every member's out-of-fold logits on the known judging labels; NaN where undefined."""
-    rows, c = pool.judging, pool.labels.shape[1]
-    size = max(1, LOGITS_BYTES // (4 * len(members) * max(len(pool.fold) - rows.start, 1)))
-    found = []
-    for some in (slice(start, start + size) for start in range(0, c, size)):
+    read = _known_alone if isinstance(pool.base, Made) else _whole
+    return np.concatenate([rules.score(metric, *block) for block in read(members, pool, base)], axis=1)
+
+
+# Logits [m v g] of some categories, their labels [v g] and where these are known.
+Block = tuple[Float[np.ndarray, "m v g"], Bool[np.ndarray, "v g"], Bool[np.ndarray, "v g"]]
+
+
+def _whole(members: Sequence[Member], pool: Pool, base: Spread) -> Iterator[Block]:
+    """Of all judging images, by products with all categories."""
+    for some in blocks_of(pool.judged, len(members)):
         logits = np.stack([out_of_fold(member, pool, base, some) for member in members])
-        found.append(rules.score(metric, logits, pool.labels[rows, some], pool.known[rows, some]))
-    return np.concatenate(found, axis=1)
+        yield logits, pool.judged.labels[:, some], pool.judged.known[:, some]
+
+
+def _known_alone(members: Sequence[Member], pool: Pool, base: Spread) -> Iterator[Block]:
+    """Of each category's known judging images, one after the other and padded; the same scores."""
+    c, fold = pool.num_categories, pool.fold[pool.judging]
+    for some in (range(start, min(start + CATEGORIES_AT_ONCE, c)) for start in range(0, c, CATEGORIES_AT_ONCE)):
+        each = [pool.judged.of_category(category) for category in some]
+        # A power of two, so that few programs are compiled.
+        length = 1 << (max(len(rows) for rows, _ in each) - 1).bit_length()
+        logits = np.zeros((len(members), length, len(each)), np.float32)
+        labels, known = np.zeros((2, length, len(each)), bool)
+        for place, (category, (rows, values)) in enumerate(zip(some, each, strict=True)):
+            k = len(rows)
+            genes = np.concatenate([member.genes[: pool.num_folds, category] for member in members])
+            own = (pool.judging_z[rows] @ genes.T).reshape(k, len(members), pool.num_folds)[np.arange(k), :, fold[rows]]
+            start = np.stack([member.start[:, category] for member in members])
+            if start.any():
+                came = pool.base[rows + pool.judging.start, category] - base.mean[category]
+                own = own + came[:, None] * start[:, fold[rows]].T
+            logits[:, :k, place] = own.T
+            labels[:k, place], known[:k, place] = values == 1, values >= 0
+        yield logits, labels, known
+
+
+def blocks_of(judged: Labels, num: int) -> Iterator[slice]:
+    """Categories, some at a time, so that their logits by `num` heads stay within `LOGITS_BYTES`."""
+    n, c = judged.shape
+    size = max(1, LOGITS_BYTES // (4 * num * max(n, 1)))
+    return (slice(start, min(start + size, c)) for start in range(0, c, size))
 
 
 def heads(member: Member, pool: Pool, came: Heads, tuned: Bool[np.ndarray, " c"]) -> Heads:

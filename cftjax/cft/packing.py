@@ -18,6 +18,7 @@ from cftjax.cft import ranking
 from cftjax.cft.extents import Counts, Shape, merged
 from cftjax.cft.spaces import ROWS_AT_ONCE, Seen, blocks
 from cftjax.config import Metric
+from cftjax.data import sparse
 from cftjax.runtime import devices
 from cftjax.runtime.memory import available_memory
 from cftjax.types import Array, Embeddings, Heads
@@ -91,8 +92,8 @@ def untunable(train: Embeddings, validation: Embeddings) -> dict[int, str]:
     """Categories that no search can judge: either split lacks a known positive or a known negative."""
     reasons = {}
     for name, split in (("train", train), ("validation", validation)):
-        labels, known = np.asarray(split.labels, bool), np.asarray(split.known, bool)
-        for kind, count in (("positive", (labels & known).sum(0)), ("negative", (~labels & known).sum(0))):
+        counts = sparse.of(split.given).counts()
+        for kind, count in (("positive", counts.positive), ("negative", counts.negative)):
             for c in np.flatnonzero(count == 0):
                 reasons.setdefault(int(c), f"no known {kind} in {name}")
     return dict(sorted(reasons.items()))
@@ -123,9 +124,9 @@ def rows_of(
     part = np.tile(np.arange(shape.length, dtype=np.int32) % 2, (len(categories), 1))
     member = None if seen.groups is None else np.unique(seen.groups, return_inverse=True)[1]
     for g, c in enumerate(categories):
-        rows = np.flatnonzero(seen.known[:, c])
-        rows = rows[np.argsort(~np.asarray(seen.labels[rows, c]), kind="stable")]
-        labels[g, : len(rows)] = seen.labels[rows, c]
+        rows, values = seen.given.of_category(c)
+        rows = np.concatenate([rows[values == 1], rows[values == 0]])
+        labels[g, : np.count_nonzero(values == 1)] = True
         where[g, : len(rows)] = True
         if seen.part is not None:
             part[g, : len(rows)] = seen.part[rows]
@@ -246,10 +247,12 @@ def _known_scores(
     kernel: Float[np.ndarray, "c d"], train: Embeddings, categories: Sequence[int]
 ) -> Iterator[tuple[int, Int[np.ndarray, " k"], Float[np.ndarray, " k"]]]:
     """Of each category its known rows, and what a kernel gives them."""
-    known = {c: np.flatnonzero(np.asarray(train.known[:, c])) for c in categories}
-    if train.z.ndim == 2 and len(train) > MANY_ROWS and sum(map(len, known.values())) > len(train):
+    given = sparse.of(train.given)
+    known = {c: given.known_of(c)[0] for c in categories}
+    at_once = max(1, SCORES_BYTES // (4 * len(train)))
+    readings = -(-len(known) // at_once)
+    if train.z.ndim == 2 and len(train) > MANY_ROWS and sum(map(len, known.values())) > readings * len(train):
         # To gather each category's rows would read most of the embeddings once a category.
-        at_once = max(1, SCORES_BYTES // (4 * len(train)))
         for some in (list(known)[start : start + at_once] for start in range(0, len(known), at_once)):
             scores = np.concatenate([block @ kernel[some].T for _, block in blocks(train.z)])
             for i, c in enumerate(some):
@@ -269,8 +272,9 @@ def refit_bias(heads: Heads, train: Embeddings, categories: Sequence[int]) -> Fl
     the bias.
     """
     kernel, bias = np.asarray(heads.kernel, np.float32), np.array(heads.bias, np.float32)
+    given = sparse.of(train.given)
     for c, rows, scores in _known_scores(kernel, train, categories):
-        share = (np.asarray(train.labels[:, c])[rows].sum() + 0.5) / (len(rows) + 1.0)
+        share = (given.known_of(c)[1].sum() + 0.5) / (len(rows) + 1.0)
         low, high = -np.abs(scores).max() - 30.0, np.abs(scores).max() + 30.0
         while high - low > 1e-6:
             middle = (low + high) / 2

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from cftjax.cft import folds, spaces
-from cftjax.cft.spaces import Leading, Seen, Space
+from cftjax.cft import folds, large, spaces
+from cftjax.cft.large import Made, Stacked
+from cftjax.cft.spaces import Leading, Space
+from cftjax.data import sparse
+from cftjax.data.sparse import SparseLabels
 from cftjax.types import Array, Embeddings, Heads
 
 LEARNING = -1
@@ -21,11 +25,11 @@ class Pool:
     Lane k of F + 1 learns from the learning images and all folds but the k-th; the last lane from everything.
 
     Attributes:
-        z: [n r] coordinates, without correlation over all images and centred; or [n c r].
-        base: [n c] logits of the heads that came.
-        labels: [n c] bool, read where known.
-        known: [n c] bool.
-        unknown: [n c] bool, what nobody said anything of; uncertain labels are neither known nor unknown.
+        z: [n r] coordinates, without correlation over all images and centred; or [n c r]. Made when they are read,
+            where they are many (`large`).
+        base: [n c] logits of the heads that came; made likewise.
+        given: [n c] labels; uncertain ones are neither known nor unknown.
+        judged: [v c] those of the judging images.
         fold: [n] of the judging images; LEARNING of the others.
         num_folds: F.
         refit: whether the last lane learns from judging images; else it is as the first.
@@ -34,11 +38,10 @@ class Pool:
         groups: [v] of the judging images, or None.
     """
 
-    z: Array
-    base: Float[np.ndarray, "n c"]
-    labels: Bool[np.ndarray, "n c"]
-    known: Bool[np.ndarray, "n c"]
-    unknown: Bool[np.ndarray, "n c"]
+    z: Array | Made
+    base: Float[np.ndarray | Made, "n c"]
+    given: SparseLabels
+    judged: SparseLabels
     fold: Int[np.ndarray, " n"]
     num_folds: int
     refit: bool
@@ -52,6 +55,11 @@ class Pool:
         return self.z.ndim == 2
 
     @property
+    def num_categories(self) -> int:
+        """The number of categories."""
+        return self.given.shape[1]
+
+    @property
     def judging(self) -> slice:
         """Rows of the judging images."""
         return slice(int((self.fold == LEARNING).sum()), None)
@@ -61,13 +69,14 @@ class Pool:
         """F + 1."""
         return self.num_folds + 1
 
-    def learns(self, lane: int) -> Bool[np.ndarray, " n"]:
-        """The rows that a lane learns from."""
+    def learns(self, lane: int, rows: slice | np.ndarray = slice(None)) -> Bool[np.ndarray, " k"]:
+        """Whether a lane learns from rows."""
+        fold = self.fold[rows]
         if lane < self.num_folds:
-            return self.fold != lane
-        return np.ones(len(self.fold), bool) if self.refit else self.fold == LEARNING
+            return fold != lane
+        return np.ones(len(fold), bool) if self.refit else fold == LEARNING
 
-    def of_category(self, category: int) -> Array:
+    def of_category(self, category: int) -> Array | Made:
         """[n r] coordinates."""
         return self.z if self.shared else self.z[:, category]
 
@@ -75,18 +84,22 @@ class Pool:
         """Of the coordinates of a category."""
         return self.variance if self.shared else self.variance[category]
 
-    def products(self, rows: slice | np.ndarray, genes: Float[np.ndarray, "c r"]) -> Float[np.ndarray, "m c"]:
-        """Coordinates of some rows times the genes of each category."""
-        z = np.asarray(self.z[rows], np.float32)
+    @functools.cached_property
+    def judging_z(self) -> Float[np.ndarray, "v *c r"]:
+        """Coordinates of the judging images, which are read again and again."""
+        return np.asarray(self.z[self.judging], np.float32)
+
+    def products(self, judging: np.ndarray, genes: Float[np.ndarray, "c r"]) -> Float[np.ndarray, "m c"]:
+        """Coordinates of some judging images times the genes of each category."""
+        z = self.judging_z[judging]
         return z @ genes.T if self.shared else np.einsum("ncr,cr->nc", z, genes)
 
     def untunable(self) -> dict[int, str]:
         """Categories that nothing can be learned of: no known positive, or no known negative."""
-        known = self.known[self.learns(self.num_folds)]
-        positive = (self.labels[self.learns(self.num_folds)] & known).sum(0)
+        counts = self.given.take(np.flatnonzero(self.learns(self.num_folds))).counts()
         reasons = {}
-        for kind, counts in (("positive", positive), ("negative", known.sum(0) - positive)):
-            for category in np.flatnonzero(counts == 0):
+        for kind, count in (("positive", counts.positive), ("negative", counts.negative)):
+            for category in np.flatnonzero(count == 0):
                 reasons.setdefault(int(category), f"no known {kind}")
         return dict(sorted(reasons.items()))
 
@@ -116,35 +129,20 @@ def gather(
     """
     space = spaces.principal_space(train, dimensions, white=False, leading=leading)
     splits = [train] if validation is None else [train, validation]
-    z = None
-    if space.directions is not None:
-        # Both splits in one array: to join two would take as much again.
-        z = np.empty((sum(map(len, splits)), *train.z.shape[1:-1], space.directions.shape[-1]), np.float32)
-    ends = np.cumsum([0, *map(len, splits)])
-    seen = [
-        spaces.see(split, heads, space, None if z is None else z[start:end])
-        for split, start, end in zip(splits, ends, ends[1:], strict=False)
-    ]
-    judging = seen[-1]
+    given = [sparse.of(split.given) for split in splits]
     if refit:
-        fold = folds.of_images(judging.labels, judging.known, judging.groups, num_folds, seed)
+        fold = folds.of_images(given[-1], splits[-1].groups, num_folds, seed)
     else:
-        fold, num_folds = np.zeros(len(judging.labels), int), 1
+        fold, num_folds = np.zeros(len(splits[-1]), int), 1
     if validation is not None:
-        fold = np.concatenate([np.full(len(seen[0].labels), LEARNING), fold])
-    base, labels, known = (_stacked(seen, name) for name in ("base", "labels", "known"))
-    z = _stacked(seen, "z") if z is None else z
-    hedged = [np.zeros(split.labels.shape, bool) if split.uncertain is None else split.uncertain for split in splits]
-    unknown = ~known & ~np.concatenate([np.asarray(uncertain, bool) for uncertain in hedged])
-    return Pool(z, base, labels & known, known, unknown, fold, num_folds, refit, _variance(z), space, judging.groups)
+        fold = np.concatenate([np.full(len(train), LEARNING), fold])
+    embeddings = Stacked([split.z for split in splits])
+    z, base = spaces.project(embeddings, space), large.logits(embeddings, heads)
+    whole = given[0] if len(given) == 1 else sparse.joined(given)
+    return Pool(z, base, whole, given[-1], fold, num_folds, refit, _variance(z), space, splits[-1].groups)
 
 
-def _stacked(seen: list[Seen], name: str) -> np.ndarray:
-    parts = [np.asarray(getattr(split, name)) for split in seen]
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-
-def _variance(z: np.ndarray) -> np.ndarray:
+def _variance(z: Array | Made) -> np.ndarray:
     """Of every coordinate, read in blocks; the mean is next to nothing, for the space is centred."""
     total = np.zeros(z.shape[1:], np.float64)
     for start in range(0, len(z), spaces.ROWS_AT_ONCE):

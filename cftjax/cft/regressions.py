@@ -73,10 +73,11 @@ class Task:
 
     def rows(self, category: int) -> tuple[Int[np.ndarray, " k"], float]:
         """The rows that count for a category, and what an unknown one of them stands for."""
-        known = np.flatnonzero(self.pool.known[:, category])
+        labelled, values = self.pool.given.of_category(category)
+        known = labelled[values >= 0]
         if not any(recipe.unknown_weight for recipe in self.recipes):
             return known, 1.0
-        unknown = np.flatnonzero(self.pool.unknown[:, category])
+        unknown = np.delete(np.arange(len(self.pool.fold)), labelled)
         if len(unknown) <= UNKNOWN_ROWS:
             return np.sort(np.concatenate([known, unknown])), 1.0
         drawn = np.random.default_rng([self.seed, category]).choice(unknown, UNKNOWN_ROWS, replace=False)
@@ -94,9 +95,9 @@ class Task:
         for start in range(0, k, ROWS_AT_ONCE):
             some = rows[start : start + ROWS_AT_ONCE]
             padded[start : start + len(some)] = of_category[some]
-        labels[:k] = pool.labels[rows, category]
-        known, judging = pool.known[rows, category], pool.fold[rows] != LEARNING
-        learns = [pool.learns(lane)[rows] for lane in range(lanes)]
+        labels[:k], known = (matrix[rows, category] for matrix in (pool.given.labels, pool.given.known))
+        judging = pool.fold[rows] != LEARNING
+        learns = [pool.learns(lane, rows) for lane in range(lanes)]
         starts = pool.base[rows, category] + self.start[:, category] @ padded[:k].T
         penalties = []
         for i, recipe in enumerate(self.recipes):
@@ -138,7 +139,7 @@ def learn(
         mesh: devices with an axis `data`, over which categories are split; None for one device.
     """
     pool, store = task.pool, {} if store is None else store
-    extent = (pool.labels.shape[1], len(task.recipes), pool.num_lanes, pool.z.shape[-1])
+    extent = (pool.num_categories, len(task.recipes), pool.num_lanes, pool.z.shape[-1])
     genes = np.zeros(extent, np.float32)
     several = mesh is not None and jax.process_count() > 1
     own = devices.local(mesh) if mesh is not None else None

@@ -17,27 +17,33 @@ from jaxtyping import Bool, Float, Int
 
 from cftjax import metrics
 from cftjax.config import Metric, PickRule
+from cftjax.data import sparse
+from cftjax.data.sparse import SparseLabels
 from cftjax.scores import bootstrap
+from cftjax.types import together
 
 RESAMPLES = 100
 FOLDS = 5
 
 
-def folds(
-    labels: Bool[np.ndarray, "n c"], known: Bool[np.ndarray, "n c"], groups: np.ndarray | None, seed: int = 0
-) -> Int[np.ndarray, "n c"]:
-    """Which of FOLDS holds each label: positives and negatives of a category spread alike, or whole groups."""
+def folds(given: SparseLabels, groups: np.ndarray | None, seed: int = 0) -> Int[np.ndarray, " m"]:
+    """Which of FOLDS holds each entry: positives and negatives of a category spread alike, or whole groups."""
     rng = np.random.default_rng(seed)
-    n, c = labels.shape
+    n, c = given.shape
+    rows = given.rows()
     if groups is not None:
         member = np.unique(groups, return_inverse=True)[1]
-        return np.repeat(rng.permutation(int(member.max()) + 1)[member][:, None] % FOLDS, c, axis=1)
-    fold = np.zeros((n, c), int)
-    for column in range(c):
-        order = rng.permutation(n)
-        for value in (True, False):
-            rows = order[known[order, column] & (labels[order, column] == value)]
-            fold[rows, column] = np.arange(len(rows)) % FOLDS
+        return (rng.permutation(int(member.max()) + 1)[member] % FOLDS)[rows]
+    fold, by_category = np.zeros(len(rows), int), np.argsort(given.categories, kind="stable")
+    ends = np.cumsum(np.bincount(given.categories, minlength=c))
+    for entries in np.split(by_category, ends[:-1]):
+        place = np.empty(n, np.int64)
+        place[rng.permutation(n)] = np.arange(n)
+        place = place[rows[entries]]
+        for value in (1, 0):
+            mine = entries[given.values[entries] == value]
+            order = np.argsort(place[given.values[entries] == value])
+            fold[mine[order]] = np.arange(len(mine)) % FOLDS
     return fold
 
 
@@ -75,10 +81,11 @@ def held_out_gains(
     groups: np.ndarray | None,
 ) -> Float[np.ndarray, " c"]:
     """What picking the best gains over the first on a fold that it has not seen, mean over folds; NaN if undefined."""
-    fold = folds(labels, known, groups)
-    gains = []
+    given = sparse.of(together(labels, known, None))
+    fold, gains = folds(given, groups), []
     for i in range(FOLDS):
-        seen, unseen = (score(metric, logits, labels, known & side) for side in (fold != i, fold == i))
+        sides = (given.keep(kept)[:].known for kept in (fold != i, fold == i))
+        seen, unseen = (score(metric, logits, labels, side) for side in sides)
         picked = _best(seen - seen[:1])
         gains.append(np.take_along_axis(unseen - unseen[:1], picked[None], axis=0)[0])
     return np.asarray(metrics.mean_defined(np.stack(gains, axis=-1)))

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int
 
+from cftjax.cft.extents import Counts
 from cftjax.cft.spaces import Seen
 from cftjax.config import GAConfig
 from cftjax.runtime.settings import plain
@@ -31,17 +32,18 @@ def sampled(seen: Seen, most: int | None, seed: Sequence[int]) -> Seen:
         most: known rows of a category; None for all.
         seed: of the order.
     """
-    crowded = [] if most is None else np.flatnonzero(np.asarray(seen.known).sum(0) > most).tolist()
+    crowded = [] if most is None else np.flatnonzero(Counts.of(seen).known > most).tolist()
     if most is None or not crowded:
         return seen
-    known, turn = np.array(seen.known, bool), np.random.default_rng(seed).permutation(len(seen.known))
+    given, turn = seen.given, np.random.default_rng(seed).permutation(seen.given.shape[0])
+    kept, rows_of = np.ones(len(given.values), bool), given.rows()
     for c in crowded:
-        rows = np.flatnonzero(known[:, c])
-        rows = rows[np.argsort(turn[rows])]
-        drawn = _first_of_both(rows, np.asarray(seen.labels[rows, c], bool), most)
-        known[:, c] = False
-        known[drawn, c] = True
-    return dataclasses.replace(seen, known=known)
+        rows, positive = given.known_of(c)
+        order = np.argsort(turn[rows])
+        entries = np.flatnonzero(given.categories == c)
+        kept[entries] = np.isin(rows_of[entries], _first_of_both(rows[order], positive[order], most))
+    fewer = given.keep(kept)
+    return dataclasses.replace(seen, labels=fewer.labels, known=fewer.known)
 
 
 def _first_of_both(

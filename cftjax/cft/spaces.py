@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -10,10 +11,12 @@ import numpy as np
 from jaxtyping import Bool, Float, Num
 from scipy import special
 
+from cftjax.cft import large
+from cftjax.cft.large import ROWS_AT_ONCE, Made, Stacked
+from cftjax.data import sparse
+from cftjax.data.sparse import SparseLabels
 from cftjax.runtime import memory
-from cftjax.types import Array, Embeddings, Heads
-
-ROWS_AT_ONCE = 16384
+from cftjax.types import Array, Embeddings, Heads, Matrix, together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,46 +53,39 @@ class Seen:
     """A split in the coordinates of a space: all its rows, and the scores that genes are added to.
 
     Attributes:
-        z: [n r], or [n c r] for embeddings per category.
-        base: [n c] logits of the heads it starts from.
+        z: [n r], or [n c r] for embeddings per category; made when they are read, where they are many (`large`).
+        base: [n c] logits of the heads it starts from; made likewise.
         labels: [n c] bool.
         known: [n c] bool.
         groups: [n] or None, as in `Embeddings`.
         part: [n] which fold an image is of; None for halves.
     """
 
-    z: Array
-    base: Float[np.ndarray, "n c"]
-    labels: Bool[Array, "n c"]
-    known: Bool[Array, "n c"]
+    z: Array | Made
+    base: Float[np.ndarray | Made, "n c"]
+    labels: Bool[Matrix, "n c"]
+    known: Bool[Matrix, "n c"]
     groups: np.ndarray | None = None
     part: np.ndarray | None = None
 
+    @functools.cached_property
+    def given(self) -> SparseLabels:
+        """Labels and known."""
+        return sparse.of(together(self.labels, self.known, None))
 
-def see(split: Embeddings, heads: Heads, space: Space, out: np.ndarray | None = None) -> Seen:
-    """Project a split once, in blocks, so that memory stays bounded by the coordinates and not by the embeddings.
 
-    Args:
-        split: embeddings with labels and known.
-        heads: what genes are added to.
-        space: the coordinates.
-        out: where they are written, of a space with directions; None makes an array.
-    """
-    kernel, bias = np.asarray(heads.kernel, np.float32), np.asarray(heads.bias, np.float32)
-    labels, known = np.asarray(split.labels, bool), np.asarray(split.known, bool)
-    n, c = labels.shape
-    base = np.empty((n, c), np.float32)
-    shared = split.z.ndim == 2
-    mean, directions = space.mean, space.directions
-    z = split.z
-    if directions is not None:
-        z = np.empty((*split.z.shape[:-1], directions.shape[-1]), np.float32) if out is None else out
-    for rows, block in blocks(split.z):
-        base[rows] = (block @ kernel.T if shared else np.einsum("ncd,cd->nc", block, kernel)) + bias
-        if directions is not None and mean is not None:
-            centred = block - mean
-            z[rows] = centred @ directions if shared else np.einsum("ncd,cdr->ncr", centred, directions)
-    return Seen(z, base, labels, known, split.groups)
+def see(split: Embeddings, heads: Heads, space: Space) -> Seen:
+    """A split in the coordinates of a space, which are projected in blocks, or when they are read."""
+    given, embeddings = sparse.of(split.given), Stacked([split.z])
+    z = split.z if space.directions is None else project(embeddings, space)
+    return Seen(z, large.logits(embeddings, heads), given.labels, given.known, split.groups)
+
+
+def project(embeddings: Stacked, space: Space) -> Array | Made:
+    """Coordinates of embeddings in a space that has directions."""
+    assert space.directions is not None
+    assert space.mean is not None
+    return large.coordinates(embeddings, space.directions, space.mean)
 
 
 def blocks(z: Num[Array, "n ..."]) -> Iterator[tuple[slice, Float[np.ndarray, "m ..."]]]:
@@ -196,7 +192,8 @@ def spread(seen: Seen) -> Float[np.ndarray, " c"]:
     """[c] standard deviation of each head's scores over its known rows, a gene's unit; 1 where they do not vary."""
     deviations = np.ones(seen.labels.shape[1], np.float32)
     for c in range(len(deviations)):
-        scores = seen.base[seen.known[:, c], c]
+        rows, values = seen.given.of_category(c)
+        scores = seen.base[rows[values >= 0], c]
         if len(scores) and (deviation := float(scores.std())) > 1e-6:
             deviations[c] = deviation
     return deviations

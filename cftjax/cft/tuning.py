@@ -17,6 +17,7 @@ from cftjax.cft.choose import Chosen, choose
 from cftjax.cft.polish import Polished, polish
 from cftjax.cft.search import Found, search
 from cftjax.config import ORDERS, TuningConfig
+from cftjax.data import sparse
 from cftjax.types import Embeddings, Heads
 
 
@@ -65,17 +66,13 @@ def parts(train: Embeddings, validation: Embeddings | None, heads: Heads, config
             "split (--split.validation-share 0.1), or use --order polish_search, or --choose.rule shared"
         )
     zero = Heads(np.zeros_like(heads.kernel), np.zeros_like(heads.bias))
-    labels, known = np.asarray(train.labels, bool), np.asarray(train.known, bool)
-    fold = rules.folds(labels, known, train.groups, config.seed)
-    return [
-        Part(
-            dataclasses.replace(train, known=known & (fold != i)),
-            dataclasses.replace(train, known=known & (fold == i)),
-            zero,
-            judged=False,
-        )
-        for i in range(rules.FOLDS)
-    ]
+    given = sparse.of(train.given)
+    fold = rules.folds(given, train.groups, config.seed)
+
+    def some(kept: np.ndarray) -> Embeddings:
+        return Embeddings.of(train.z, given.keep(kept), train.groups, train.unopened)
+
+    return [Part(some(fold != i), some(fold == i), zero, judged=False) for i in range(rules.FOLDS)]
 
 
 def for_parts(config: TuningConfig, found: Sequence[Part]) -> TuningConfig:

@@ -63,13 +63,13 @@ class Work:
     @property
     def longest(self) -> int:
         """The most training rows, with padding, that a category has."""
-        known = self.train.known.sum(0)
+        known = extents.Counts.of(self.train).known
         return extents.padded_length(max((int(known[c]) for c in self.tuned), default=1))
 
     @property
     def judging(self) -> int:
         """The most validation rows, with padding, that a category has."""
-        return extents.padded_length(int(self.validation.known.sum(0).max(initial=1)))
+        return extents.padded_length(int(extents.Counts.of(self.validation).known.max(initial=1)))
 
     def scores_at_start(self, metric: Metric) -> Float[np.ndarray, " c"]:
         """[c] validation scores of the heads it starts from, of the categories that this host works on; NaN elsewhere.
@@ -127,7 +127,7 @@ def prepare(
     seen = [spaces.see(split, heads, space) for split in (train, validation)]
     several = mesh is not None and jax.process_count() > 1
     # Categories need no communication: every host takes its own, and learns of the others' at the end.
-    known = seen[0].known.sum(0)
+    known = extents.Counts.of(seen[0]).known
     mine = sorted(devices.share(sorted(tuned, key=lambda c: known[c]))) if several else tuned
     own = devices.local(mesh) if mesh is not None else None
     return Work(heads, seen[0], seen[1], space, untuned, tuned, mine, own, several)

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Float32, Int, Num, UInt64
 
 from cftjax import types
 from cftjax.config import LabelsConfig
+from cftjax.data import sparse
 from cftjax.unknowns import Simple
 
 Uncertain = Literal["negative", "positive", "ignore", "smooth_negative", "smooth_positive"]
@@ -19,7 +20,6 @@ Uncertain = Literal["negative", "positive", "ignore", "smooth_negative", "smooth
 # Label smoothing of CheXpert's uncertain labels: U[0, 0.3] on the negative side, U[0.55, 0.85] on the positive.
 SMOOTHING = {"smooth_negative": (0.0, 0.3), "smooth_positive": (0.55, 0.85)}
 
-ELEMENTS = 2**24  # of dense blocks of labels
 MAX_NAMED = 5  # bad cells an error message names; the rest are counted
 
 
@@ -85,19 +85,14 @@ def resolve(
     if uncertain != "ignore":
         where |= labels.uncertain
         i, j = np.nonzero(labels.uncertain)
-        if uncertain in SMOOTHING:
-            low, high = SMOOTHING[uncertain]
-            absolute = i if rows is None else np.asarray(rows)[i]
-            targets[i, j] = low + (high - low) * _uniform(seed, absolute, j)
-        else:
-            targets[i, j] = uncertain == "positive"
+        targets[i, j] = _of_uncertain(uncertain, seed, i if rows is None else np.asarray(rows)[i], j)
     return targets, where
 
 
 def target_sums(
     labels: types.Labels, config: LabelsConfig, seed: int, opened: Bool[np.ndarray, " n"] | None = None
 ) -> tuple[Float[np.ndarray, " c"], Float[np.ndarray, " c"]]:
-    """Sum and number of every category's targets as training begins with them; read in blocks.
+    """Sum and number of every category's targets as training begins with them, from the labels that were given alone.
 
     Modes that decide about unknown labels while training begin with all of them negative, or with none that counts.
 
@@ -107,19 +102,33 @@ def target_sums(
         seed: of the soft targets.
         opened: rows that count; all if None.
     """
-    n, c = labels.shape
-    total, count = np.zeros(c), np.zeros(c)
-    size = max(ELEMENTS // max(c, 1), 1)
-    for start in range(0, n, size):
-        rows = np.arange(start, min(start + size, n))
-        targets, where = resolve(
-            labels[rows], unknown=config.mode.begins, uncertain=config.uncertain, seed=seed, rows=rows
-        )
-        if opened is not None:
-            where &= opened[rows, None]
-        total += np.where(where, targets, 0).sum(0, dtype=np.float64)
-        count += where.sum(0)
+    entries, n = sparse.of(labels), labels.shape[0]
+    rows, categories, values = entries.rows(), entries.categories, entries.values
+    if opened is not None:
+        n, there = np.count_nonzero(opened), opened[rows]
+        rows, categories, values = rows[there], categories[there], values[there]
+    targets, hedged = (values == 1).astype(np.float32), values < 0
+    if config.uncertain != "ignore":
+        targets[hedged] = _of_uncertain(config.uncertain, seed, rows[hedged], categories[hedged])
+
+    def over_categories(some: np.ndarray, weights: np.ndarray | None = None) -> Float[np.ndarray, " c"]:
+        return np.bincount(categories[some], weights, minlength=labels.shape[1]).astype(np.float64)
+
+    counted = np.ones(len(values), bool) if config.uncertain != "ignore" else ~hedged
+    total, count = over_categories(counted, targets[counted]), over_categories(counted)
+    if config.mode.begins == "assume_negative":
+        count += n - over_categories(np.ones(len(values), bool))
     return total, count
+
+
+def _of_uncertain(
+    uncertain: Uncertain, seed: int, rows: Int[np.ndarray, " k"], columns: Int[np.ndarray, " k"]
+) -> Float[np.ndarray, " k"] | bool:
+    """Targets of uncertain labels, where they count."""
+    if uncertain not in SMOOTHING:
+        return uncertain == "positive"
+    low, high = SMOOTHING[uncertain]
+    return low + (high - low) * _uniform(seed, rows, columns)
 
 
 def _uniform(seed: int, rows: Int[np.ndarray, " k"], columns: Int[np.ndarray, " k"]) -> Float[np.ndarray, " k"]:

@@ -155,31 +155,46 @@ def read(
     Returns:
         The labels, and what a person should be told of how they were read.
     """
+    labels, held = values.copy(), [holding(values[:, place]) for place in range(len(columns))]
+    meanings, told = settle(held, columns, answer, problems, always_ask=always_ask)
+    for place, (minus_one, zero) in enumerate(meanings):
+        labels[values[:, place] == -1, place] = minus_one
+        labels[values[:, place] == 0, place] = zero
+    return labels, told
+
+
+class Meaning(NamedTuple):
+    """What -1 and 0 stand for in a column."""
+
+    minus_one: float
+    zero: float
+
+
+def settle(
+    held: Sequence[Holding], columns: Sequence[str], answer: Answer, problems: Problems, *, always_ask: bool = False
+) -> tuple[list[Meaning], list[str]]:
+    """What -1 and 0 mean in every column, and what a person should be told of it; see `read`."""
     for name in answer.by_column:
         if name not in columns:
             problems.add(
                 f"{answer.option} speaks of {shown(name)}, which is no category; the table {closest(name, columns)}"
             )
-    labels = values.copy()
     asked: dict[Question, list[str]] = {}
     told: dict[str, list[str]] = {}
-    relevant = 0
-    for place, column in enumerate(columns):
-        held, said = holding(values[:, place]), answer.of(column)
-        relevant += held.zero or held.minus_one
-        question = question_of(held, said, always_ask)
+    meanings, relevant = [], 0
+    for own, column in zip(held, columns, strict=True):
+        said = answer.of(column)
+        relevant += own.zero or own.minus_one
+        question = question_of(own, said, always_ask)
         if question is not None:
             asked.setdefault(question, []).append(column)
-            continue
         minus_one, zero = ANSWERS[said or "uncertain"]
-        labels[values[:, place] == -1, place] = minus_one
-        if zero is not None:
-            labels[values[:, place] == 0, place] = zero
-        if sentence := sentence_of(held, minus_one, NEGATIVE if zero is None else zero):
+        meanings.append(Meaning(minus_one, NEGATIVE if zero is None else zero))
+        if question is None and (sentence := sentence_of(own, *meanings[-1])):
             told.setdefault(sentence, []).append(column)
     for question, names in asked.items():
         problems.add(f"{question.why}", column=few(names), mend=offer(question, names, relevant, answer.option))
-    return labels, [f"{sentence} in {few(names)}" for sentence, names in told.items()]
+    return meanings, [f"{sentence} in {few(names)}" for sentence, names in told.items()]
 
 
 def sentence_of(held: Holding, minus_one: float, zero: float) -> str:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int, Int8, Integer
+from scipy.sparse import csr_array
 
 from cftjax import types
 
@@ -33,8 +34,8 @@ class SparseLabels(types.Labels):
     """Labels [n c] of which few were ever given: 5 bytes a label, whatever the number of categories.
 
     It goes wherever `types.Labels` goes: rows are selected by `labels[rows]`, a few categories of all rows by
-    `labels.columns(categories)`, and both give dense `types.Labels`. The whole matrix (`labels.known` and so on) is
-    made only where it is small.
+    `labels.columns(categories)`, and both give dense `types.Labels`. `labels.known` and its like are indexed as arrays
+    are; the whole of them is made only where it is small.
 
     Attributes:
         starts: [n + 1] int64; row i has the entries starts[i] : starts[i + 1].
@@ -113,6 +114,12 @@ class SparseLabels(types.Labels):
         """[m] the row of each entry."""
         return np.repeat(np.arange(self.shape[0], dtype=np.int32), np.diff(self.starts))
 
+    def positive(self) -> csr_array:
+        """[n c] bool, the positive labels."""
+        present = self.values == 1
+        where = (self.rows()[present], self.categories[present])
+        return csr_array((np.ones(len(where[0]), bool), where), shape=self.shape)
+
     def keep(self, kept: Bool[np.ndarray, " m"]) -> SparseLabels:
         """Those of the entries that are kept; the others become unknown."""
         before = np.concatenate([[0], np.cumsum(kept)])
@@ -128,7 +135,19 @@ class SparseLabels(types.Labels):
         np.cumsum(np.bincount(self.categories, minlength=c), out=starts[1:])
         return starts, self.rows()[order], self.values[order]
 
-    def _dense(self) -> types.Labels:
+    def of_category(self, category: int) -> tuple[Int[np.ndarray, " k"], Int8[np.ndarray, " k"]]:
+        """The rows of a category's labels, ascending, and their values."""
+        starts, rows, values = self._by_category
+        some = slice(starts[category], starts[category + 1])
+        return rows[some], values[some]
+
+    def known_of(self, category: int) -> tuple[Int[np.ndarray, " k"], Bool[np.ndarray, " k"]]:
+        """The rows of a category's known labels, ascending, and whether each is positive."""
+        rows, values = self.of_category(category)
+        return rows[values >= 0], values[values >= 0] == 1
+
+    def dense(self) -> types.Labels:
+        """All of them as arrays; ValueError where they would not fit."""
         n, c = self.shape
         if n * c > DENSE_LIMIT:
             raise ValueError(
@@ -138,19 +157,24 @@ class SparseLabels(types.Labels):
         return self[:]
 
     @property
-    def labels(self) -> Bool[np.ndarray, "n c"]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The whole matrix of positive labels, made anew at each call; ValueError where it would not fit."""
-        return self._dense().labels
+    def labels(self) -> types.Marks:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Positive labels, read as an array is."""
+        return types.Marks(self, "labels")
 
     @property
-    def known(self) -> Bool[np.ndarray, "n c"]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The whole matrix of known labels, made anew at each call; ValueError where it would not fit."""
-        return self._dense().known
+    def known(self) -> types.Marks:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Known labels, read as an array is."""
+        return types.Marks(self, "known")
 
     @property
-    def uncertain(self) -> Bool[np.ndarray, "n c"]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The whole matrix of uncertain labels, made anew at each call; ValueError where it would not fit."""
-        return self._dense().uncertain
+    def uncertain(self) -> types.Marks:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Uncertain labels, read as an array is."""
+        return types.Marks(self, "uncertain")
+
+    @property
+    def unknown(self) -> types.Marks:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Labels that nobody gave, read as an array is."""
+        return types.Marks(self, "unknown")
 
 
 def of(labels: types.Labels) -> SparseLabels:
@@ -162,6 +186,29 @@ def of(labels: types.Labels) -> SparseLabels:
     values = np.where(labels.uncertain, np.int8(-1), (labels.labels & labels.known).astype(np.int8))[given]
     starts = np.concatenate([[0], np.cumsum(np.count_nonzero(given, axis=1))])
     return SparseLabels(starts, categories.astype(np.int32), values, labels.shape[1])
+
+
+def from_arrays(starts: np.ndarray, categories: np.ndarray, values: np.ndarray, num_categories: int) -> SparseLabels:
+    """Sparse labels from arrays that were read from a file; ValueError where they are none."""
+    m, kinds = len(values), [array.dtype for array in (starts, categories, values)]
+    sound = kinds == [np.int64, np.int32, np.int8] and [starts.ndim, categories.ndim, values.ndim] == [1, 1, 1]
+    sound = sound and len(starts) > 0 and starts[0] == 0 and starts[-1] == m == len(categories)
+    sound = sound and bool((np.diff(starts) >= 0).all() and np.isin(values, (1, 0, -1)).all())
+    if not (sound and (m == 0 or (categories.min() >= 0 and categories.max() < num_categories))):
+        raise ValueError("these arrays are no labels [n c] stored sparse")
+    return SparseLabels(starts, categories, values, num_categories)
+
+
+def joined(parts: Sequence[SparseLabels]) -> SparseLabels:
+    """The rows of several splits, one after the other."""
+    ends = np.cumsum([len(part.values) for part in parts])
+    starts = [part.starts[1:] + end - len(part.values) for part, end in zip(parts, ends, strict=True)]
+    return SparseLabels(
+        np.concatenate([[0], *starts]),
+        np.concatenate([part.categories for part in parts]),
+        np.concatenate([part.values for part in parts]),
+        parts[0].num_categories,
+    )
 
 
 def from_entries(

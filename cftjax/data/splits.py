@@ -205,11 +205,7 @@ def _deal(
 
 def _carve(train: types.Records, share: float, seed: int, name: str) -> Int[np.ndarray, " v"]:
     """The rows of train that become the split of this name; refused if either side would be empty."""
-    entries = sparse.of(train.labels)
-    present = entries.values == 1
-    where = (entries.rows()[present], entries.categories[present])
-    positive = csr_array((np.ones(len(where[0]), bool), where), shape=train.labels.shape)
-    rows = stratify(positive, share, seed, train.groups)
+    rows = stratify(sparse.of(train.labels).positive(), share, seed, train.groups)
     if len(rows) in (0, len(train)):
         empty = name if len(rows) == 0 else "train"
         units = len(train) if train.groups is None else len(np.unique(train.groups))

@@ -1,4 +1,4 @@
-"""Images to embeddings: a split goes through the backbone once, and stays on disk as plain .npy files.
+"""Images to embeddings: a split goes through the backbone once, and stays on disk: `z.npy` and, sparse, `labels.npz`.
 
 `z.npy` takes its name when its last row is written; until then `z.npy.part` grows by whole batches, and `progress.json`
 says how many of its rows can be trusted, what they are by their digest, and for which settings they were made, so that
@@ -28,19 +28,24 @@ from cftjax import types
 from cftjax.backbones import Embedder
 from cftjax.backbones.places import embedding_shape
 from cftjax.config import InputConfig
+from cftjax.data import sparse
 from cftjax.input import pipeline
 from cftjax.input.preprocessing import Normalisation, Preprocessing
 from cftjax.runtime import devices, digests, storage
 from cftjax.runtime.progress import Progress
 from cftjax.text import few
 
-LABELS = ("labels", "known", "uncertain")
+LABELS = "labels.npz"
+# Its arrays, as `sparse.SparseLabels` has them.
+LABEL_ARRAYS = ("starts", "categories", "values", "num_categories")
+# Up to format 1 of runs labels were dense, an .npy each.
+DENSE_LABELS = ("labels", "known", "uncertain")
 UNOPENED = "unopened.json"
+# Of embeddings made elsewhere, copied.
+ROWS_AT_ONCE = 16384
 NAMES = "names.json"
 # What an embedding under way goes on from: rows, and how many of them can be trusted.
 PART, MARKER = "z.npy.part", "progress.json"
-# Elements of the dense blocks in which labels are written, for those of a large set are stored sparse: 64 MB of bool.
-LABEL_ELEMENTS = 2**26
 
 
 class Embedded(NamedTuple):
@@ -269,15 +274,12 @@ def describe(folder: Path, records: types.Records, unopened: Int[np.ndarray, " m
 def save(folder: Path, embeddings: types.Embeddings) -> None:
     """Write embeddings made elsewhere, to be read by `load`."""
     folder.mkdir(parents=True, exist_ok=True)
-    uncertain = embeddings.uncertain
-    uncertain = np.zeros_like(embeddings.known) if uncertain is None else uncertain
-    labels = (np.asarray(part) for part in (embeddings.labels, embeddings.known, uncertain))
-    _write_labels(folder, types.Labels(*labels), np.empty(0, int))
+    _write_labels(folder, embeddings.given, np.empty(0, int))
     if embeddings.groups is not None:
         _write(folder / "groups.npy", embeddings.groups)
     _write_unopened(folder, embeddings.unopened)
     # Last: a folder with z is complete.
-    _write(folder / "z.npy", np.asarray(embeddings.z))
+    _write_z(folder / "z.npy", embeddings.z)
 
 
 def load(folder: Path, mmap: bool = True) -> types.Embeddings:
@@ -292,20 +294,32 @@ def load(folder: Path, mmap: bool = True) -> types.Embeddings:
     """
     if not (folder / "z.npy").is_file():
         raise FileNotFoundError(f"{folder} has no complete embeddings: run the training command again to finish them.")
-    z, labels, known, uncertain = (_read(folder / f"{name}.npy", mmap) for name in ("z", *LABELS))
-    if z.dtype != np.float32 or any(
-        part.dtype != bool or part.shape != labels.shape for part in (labels, known, uncertain)
-    ):
+    z, given = _read(folder / "z.npy", mmap), _read_labels(folder, mmap)
+    if z.dtype != np.float32 or len(z) != given.shape[0]:
         raise ValueError(f"{folder} holds arrays that do not belong together: delete the folder to make them anew.")
     groups, unopened = folder / "groups.npy", folder / UNOPENED
-    return types.Embeddings(
+    return types.Embeddings.of(
         z,
-        labels,
-        known,
-        uncertain,
+        given,
         _read(groups, mmap=False) if groups.is_file() else None,
         tuple(storage.read_json(unopened)) if unopened.is_file() else (),
     )
+
+
+def _read_labels(folder: Path, mmap: bool) -> types.Labels:
+    """What `_write_labels` wrote, or the dense arrays of older versions."""
+    path = folder / LABELS
+    if not path.is_file() and (folder / f"{DENSE_LABELS[0]}.npy").is_file():
+        dense = [_read(folder / f"{name}.npy", mmap) for name in DENSE_LABELS]
+        if any(part.dtype != bool or part.shape != dense[0].shape for part in dense):
+            raise ValueError(f"{folder} holds arrays that do not belong together: delete the folder to make them anew.")
+        return types.Labels(*dense)
+    arrays = storage.read_arrays(path, LABEL_ARRAYS)
+    starts, categories, values, num = (arrays[name] for name in LABEL_ARRAYS)
+    try:
+        return sparse.from_arrays(starts, categories, values, int(num))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({error}): delete the folder {folder} to make it anew.") from error
 
 
 def _read(path: Path, mmap: bool) -> np.ndarray:
@@ -356,6 +370,19 @@ def _append(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], rows: int 
         yield file
 
 
+def _write_z(path: Path, z: types.Array) -> None:
+    """Embeddings of any width as float32, some rows at a time: they may be a memory map."""
+    part = path.with_name(path.name + ".part")
+    with _append(part, z.shape, np.dtype(np.float32)) as file:
+        for start in range(0, len(z), ROWS_AT_ONCE):
+            file.write(
+                np.ascontiguousarray(z[start : start + ROWS_AT_ONCE], np.float32).reshape(-1).view(np.uint8).data
+            )
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
 def _write(path: Path, array: np.ndarray) -> None:
     """A whole array, seen complete or not at all."""
     # Strings as objects would have to be pickled.
@@ -370,23 +397,11 @@ def _write(path: Path, array: np.ndarray) -> None:
 
 
 def _write_labels(folder: Path, labels: types.Labels, unopened: Int[np.ndarray, " m"]) -> None:
-    """labels, known and uncertain, in blocks of rows; nothing is known of images that could not be opened."""
-    n, c = labels.shape
-    rows = max(LABEL_ELEMENTS // max(c, 1), 1)
-    parts = {name: folder / f"{name}.npy.part" for name in LABELS}
-    with contextlib.ExitStack() as stack:
-        dtype = np.dtype(bool)
-        files = {name: stack.enter_context(_append(part, labels.shape, dtype)) for name, part in parts.items()}
-        for start in range(0, n, rows):
-            block = labels[start : start + rows]
-            opened = ~np.isin(np.arange(start, start + block.shape[0]), unopened)[:, None]
-            for name, file in files.items():
-                file.write(np.ascontiguousarray(getattr(block, name) & opened).tobytes())
-        for file in files.values():
-            file.flush()
-            os.fsync(file.fileno())
-    for name, part in parts.items():
-        part.replace(folder / f"{name}.npy")
+    """What is known of each image, sparse; nothing is known of images that could not be opened."""
+    entries = sparse.of(labels)
+    if len(unopened):
+        entries = entries.keep(~np.isin(entries.rows(), unopened))
+    storage.write_arrays(folder / LABELS, {name: getattr(entries, name) for name in LABEL_ARRAYS})
 
 
 def _write_unopened(folder: Path, names: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from cftjax import decisions, runs
 from cftjax.config import Config, LabelsConfig
-from cftjax.data import leaks, meaning
+from cftjax.data import leaks, meaning, sparse
 from cftjax.metrics import MEAN
 from cftjax.report import tables
 from cftjax.report.printing import MOST_ROWS, UNDEFINED, percent, points
@@ -178,11 +178,8 @@ def _data(run: Run) -> Iterator[str]:
     yield "|---|---:|---:|---:|---:|---:|---:|"
     for split in run.splits:
         x = run.embeddings(split)
-        labels, known = np.asarray(x.labels), np.asarray(x.known)
-        positive = int(np.count_nonzero(labels & known))
-        negative = int(np.count_nonzero(known)) - positive
-        uncertain = 0 if x.uncertain is None else int(np.count_nonzero(x.uncertain))
-        counts = (len(x), positive, negative, uncertain, known.size - positive - negative - uncertain, len(x.unopened))
+        told = [int(count.sum()) for count in sparse.of(x.given).counts()]
+        counts = (len(x), *told, len(x) * len(run.categories) - sum(told), len(x.unopened))
         yield f"| {split} | {' | '.join(f'{count:,}' for count in counts)} |"
     yield ""
     yield "Labels are counted over all categories."

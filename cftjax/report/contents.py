@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from cftjax.config import Metric, ReportConfig
-from cftjax.data import leaks
+from cftjax.data import leaks, sparse
 from cftjax.decisions import Decisions
 from cftjax.metrics import MEAN
 from cftjax.report.mistakes import Heatmaps
@@ -165,5 +165,5 @@ def _columns(intervals: Sequence[Interval]) -> dict[str, list[Any]]:
 
 
 def _known(embeddings: Embeddings) -> dict[str, list[int]]:
-    labels, known = np.asarray(embeddings.labels, bool), np.asarray(embeddings.known, bool)
-    return {"positive": (labels & known).sum(0).tolist(), "negative": (~labels & known).sum(0).tolist()}
+    counts = sparse.of(embeddings.given).counts()
+    return {"positive": counts.positive.tolist(), "negative": counts.negative.tolist()}

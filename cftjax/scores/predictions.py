@@ -17,7 +17,7 @@ from cftjax.runs import Run
 from cftjax.scores import reliability
 from cftjax.scores.logits import category_groups, logits
 from cftjax.text import few
-from cftjax.types import Array, Embeddings, Heads
+from cftjax.types import Embeddings, Heads, Matrix
 
 
 class Block(NamedTuple):
@@ -38,7 +38,7 @@ class Truth:
 
     Attributes:
         categories: names, length c.
-        labels: [n c], read where known; may be a memory map.
+        labels: [n c], read where known; may be a memory map, or of labels that are stored sparse.
         known: [n c].
         source: what to call the images: a split, or a file.
         names: of the rows: paths or studies; None where nothing says.
@@ -48,8 +48,8 @@ class Truth:
     """
 
     categories: tuple[str, ...]
-    labels: Array
-    known: Array
+    labels: Matrix
+    known: Matrix
     source: str
     names: Sequence[str] | None = None
     groups: Shaped[np.ndarray, " n"] | None = None
