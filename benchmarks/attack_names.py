@@ -233,7 +233,7 @@ def sheets(files: Sequence[Path], given: Path) -> Iterator[str]:
             if not number(cell):
                 yield f"{file.name}: the cell {cell[:60]!r} is a formula"
         if file.name in ("predicted.csv", "table.csv"):
-            cells = {from_spreadsheet(cell) for cell in (*rows[0], *(row[0] for row in rows))}
+            cells = {from_spreadsheet(cell) for row in (rows if file.name == "table.csv" else rows[:1]) for cell in row}
             lost = [name for name in CATEGORIES if not any(name in cell for cell in cells)]
             if lost:
                 yield f"{file.name} does not name {[name[:40] for name in lost]!r}"

@@ -54,8 +54,8 @@ class Options:
     """Where the bundle and the run are written; what is there is kept, and a run goes on."""
     keep: bool = False
     """Keep the folder."""
-    words: tuple[str, ...] = ()
-    """Further options of `cftjax finetune`, such as --words=--ga.num-generations=1."""
+    words: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A further option of `cftjax finetune`, such as --words=--ga.num-generations=1; as often as wanted."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -257,6 +257,7 @@ class Pictures:
         """An image's own below the folder that all share; its ending stays where another differs in nothing else."""
         file = Path(os.path.abspath(file))
         own = file if self.alike[file.with_suffix("")] > 1 else file.with_suffix("")
+        own = own.with_name(storage.fitting(own.name, len(".png")))
         return f"{os.path.relpath(own, self.common)}.png"
 
     def draw_one(

@@ -33,6 +33,19 @@ def test_a_write_to_a_full_disk_names_the_file_and_leaves_the_old_one(tmp_path, 
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has a device that is always full")
+@pytest.mark.parametrize("name", ["l" * 255, "é" * 127, "🧑" * 63])
+def test_a_name_as_long_as_file_systems_take_is_written(tmp_path, name):
+    storage.write_bytes(tmp_path / name, b"all of it")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [(name, b"all of it")]
+
+
+def test_names_are_cut_only_where_there_is_no_room_and_stay_apart():
+    assert storage.fitting("l" * 251, 4) == "l" * 251
+    names = [storage.fitting("é" * 127 + ending, 4) for ending in ("a", "b")]
+    assert names[0] != names[1]
+    assert all(len(os.fsencode(name)) <= 251 for name in names)
+
+
 def test_embeddings_written_to_a_full_disk_name_the_file():
     with (
         pytest.raises(OSError, match="No space left on device: '/dev/full'"),

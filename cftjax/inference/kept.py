@@ -62,7 +62,7 @@ class Kept:
             self.lock.close()
             raise ValueError(f"another process is writing -o {output}: wait for it, or give another name") from error
         for left_over in (
-            *output.parent.glob(f".{output.name}.*{digests.PART}"),
+            *output.parent.glob(f".{storage.begun(output.name)}.*{digests.PART}"),
             *self.folder.glob(f".*{digests.PART}"),
         ):
             left_over.unlink(missing_ok=True)

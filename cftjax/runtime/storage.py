@@ -20,6 +20,8 @@ from cftjax.types import Heads
 
 # Ends the names of files that are being written; those of `replacing` begin with a dot as well.
 PART = digests.PART
+LONGEST_NAME = 255
+"""Bytes of a file's name, on nearly every file system."""
 
 
 @contextlib.contextmanager
@@ -33,6 +35,20 @@ def named(path: Path) -> Iterator[None]:
         raise
 
 
+def fitting(name: str, room: int) -> str:
+    """A file's name that leaves so many bytes of the 255 that file systems give: a longer one ends in its digest."""
+    encoded = os.fsencode(name)
+    if len(encoded) <= LONGEST_NAME - room:
+        return name
+    digest = hashlib.blake2b(encoded, digest_size=4).hexdigest()
+    return encoded[: LONGEST_NAME - room - len(digest) - 1].decode(errors="ignore") + "~" + digest
+
+
+def begun(name: str) -> str:
+    """What a file that is being written bears of the name that it will have."""
+    return fitting(name, len(f"..{'0' * 8}{PART}"))
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A file to write, which takes the place of `path` when the block ends; after an error it is gone.
@@ -40,7 +56,7 @@ def replacing(path: Path) -> Iterator[Path]:
     For what is too large to be held whole; `write_bytes` serves the rest.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{PART}")
+    part = path.with_name(f".{begun(path.name)}.{uuid.uuid4().hex[:8]}{PART}")
     try:
         with named(path):
             yield part
