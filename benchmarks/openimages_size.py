@@ -141,7 +141,7 @@ def write(options: Options) -> None:
 
 
 def watch(process: subprocess.Popen[bytes], most: dict[str, float]) -> None:
-    """The most memory of a process, in GB, once a second until it ends."""
+    """The most memory of a process, in GiB, once a second until it ends."""
     while process.poll() is None:
         try:
             status = Path(f"/proc/{process.pid}/status").read_text()
@@ -176,12 +176,12 @@ def main(options: Options) -> None:
     watcher.join()
     seconds = time.perf_counter() - began
     if code:
-        raise SystemExit(f"cftjax finetune ended with {code} after {seconds:,.0f} s, at {most} GB")
+        raise SystemExit(f"cftjax finetune ended with {code} after {seconds:,.0f} s, at {most} GiB")
     for stage, spent in runs.Run(workdir).seconds().items():
         print(f"{stage:>40}: {spent:9,.0f} s")
     print(f"{'whole command':>40}: {seconds:9,.0f} s")
-    print(f"{'memory of its own, at most':>40}: {most['RssAnon']:9.2f} GB")
-    print(f"{'with pages of mapped files':>40}: {most['VmHWM']:9.2f} GB")
+    print(f"{'memory of its own, at most':>40}: {most['RssAnon']:9.2f} GiB")
+    print(f"{'with pages of mapped files':>40}: {most['VmHWM']:9.2f} GiB")
     print(f"{'run on disk':>40}: {size_of(workdir):9.2f} GB")
     page = workdir / "report" / "index.html"
     print(f"{'report/index.html':>40}: {page.stat().st_size / 1e6:9.2f} MB")
