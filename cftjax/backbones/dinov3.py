@@ -154,7 +154,7 @@ class Block(nnx.Module):
         return x + self.scale2(self.narrow(y))
 
 
-class DINOv3(nnx.Module):
+class DINOv3(transformer.ClassToken):
     """Images to tokens: the class token is the embedding, those of the patches are the features."""
 
     def __init__(
@@ -188,11 +188,7 @@ class DINOv3(nnx.Module):
         self.dim = width if self.pool is None else self.pool.dim
 
     def tokens(self, images: Float[jax.Array, "n h w 3"]) -> Float[jax.Array, "n t d"]:
-        """Normalised tokens of the last block: class, registers, patches row by row.
-
-        Raises:
-            ValueError: the images are no whole number of patches high or wide.
-        """
+        """As `ClassToken` says."""
         config = self.config
         turn = rotation(*transformer.patch_grid(images, config.patch), config.width // config.heads)
         extra = jnp.concatenate([self.class_token.get_value(), self.registers.get_value()]).astype(self.dtype)
@@ -200,25 +196,10 @@ class DINOv3(nnx.Module):
         x = jnp.concatenate([transformer.repeated(extra, x), x], axis=1)
         return self.norm(transformer.run_blocks(self.blocks, x, turn, remat=self.remat))
 
-    def features(self, images: Float[jax.Array, "n h w 3"]) -> Float[jax.Array, "n y x d"]:
-        """The patches' tokens, where they stand in the image."""
-        return self._maps(self.tokens(images), images)
-
     def depth_groups(self) -> tuple[tuple[str, ...], ...]:
         """What makes the tokens, every block, and the last normalisation."""
         stem = ("patches", "class_token", "registers")
         return stem, *((f"blocks.{i}",) for i in range(len(self.blocks))), ("norm", "pool")
-
-    def embed(self, images: Float[jax.Array, "n h w 3"]) -> Float[jax.Array, "n d"]:
-        """Embeddings z in float32."""
-        tokens = self.tokens(images)
-        return tokens[:, 0].astype(jnp.float32) if self.pool is None else self.pool(self._maps(tokens, images))
-
-    def _maps(
-        self, tokens: Float[jax.Array, "n t d"], images: Float[jax.Array, "n h w 3"]
-    ) -> Float[jax.Array, "n y x d"]:
-        grid = transformer.patch_grid(images, self.config.patch)
-        return tokens[:, 1 + self.config.registers :].reshape(images.shape[0], *grid, self.config.width)
 
 
 class _Names(NamedTuple):

@@ -110,6 +110,43 @@ class Block(nnx.Module):
         return x + (y if self.scale2 is None else self.scale2(y))
 
 
+class ClassToken(nnx.Module):
+    """What a network does whose class token stands first, then registers, then the patches row by row.
+
+    Attributes:
+        config: with `patch`, `registers` and `width`.
+        blocks: of the network.
+        pool: of the patches' tokens to the embedding; the class token if None.
+    """
+
+    config: Any
+    blocks: nnx.List
+    pool: layers.Pool | None
+
+    def tokens(self, images: Float[jax.Array, "n h w 3"]) -> Float[jax.Array, "n t d"]:
+        """Normalised tokens of the last block: class, registers, patches row by row.
+
+        Raises:
+            ValueError: the images are no whole number of patches high or wide.
+        """
+        raise NotImplementedError
+
+    def features(self, images: Float[jax.Array, "n h w 3"]) -> Float[jax.Array, "n y x d"]:
+        """The patches' tokens, where they stand in the image."""
+        return self._maps(self.tokens(images), images)
+
+    def embed(self, images: Float[jax.Array, "n h w 3"]) -> Float[jax.Array, "n d"]:
+        """Embeddings z in float32."""
+        tokens = self.tokens(images)
+        return tokens[:, 0].astype(jnp.float32) if self.pool is None else self.pool(self._maps(tokens, images))
+
+    def _maps(
+        self, tokens: Float[jax.Array, "n t d"], images: Float[jax.Array, "n h w 3"]
+    ) -> Float[jax.Array, "n y x d"]:
+        grid = patch_grid(images, self.config.patch)
+        return tokens[:, 1 + self.config.registers :].reshape(images.shape[0], *grid, self.config.width)
+
+
 def patch_grid(images: Float[jax.Array, "n h w 3"], patch: int) -> tuple[int, int]:
     """Rows and columns of patches.
 

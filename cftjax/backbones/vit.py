@@ -79,7 +79,7 @@ class ViTConfig:
         return Preprocessing(224, interpolation="bilinear" if self.layer_scale is None else "bicubic")
 
 
-class ViT(nnx.Module):
+class ViT(transformer.ClassToken):
     """Images to tokens: the class token is the embedding, those of the patches are the features."""
 
     def __init__(
@@ -127,11 +127,7 @@ class ViT(nnx.Module):
         )
 
     def tokens(self, images: Float[jax.Array, "n h w 3"]) -> Float[jax.Array, "n t d"]:
-        """Normalised tokens of the last block: class, registers, patches row by row.
-
-        Raises:
-            ValueError: the images are no whole number of patches high or wide.
-        """
+        """As `ClassToken` says."""
         grid = transformer.patch_grid(images, self.config.patch)
         x = self.patches(images).reshape(images.shape[0], -1, self.config.width)
         positions = self.positions.get_value()
@@ -145,25 +141,10 @@ class ViT(nnx.Module):
         x = jnp.concatenate([transformer.repeated(extra, x), x], axis=1)
         return self.norm(transformer.run_blocks(self.blocks, x, remat=self.remat))
 
-    def features(self, images: Float[jax.Array, "n h w 3"]) -> Float[jax.Array, "n y x d"]:
-        """The patches' tokens, where they stand in the image."""
-        return self._maps(self.tokens(images), images)
-
     def depth_groups(self) -> tuple[tuple[str, ...], ...]:
         """What makes the tokens, every block, and the last normalisation."""
         stem = ("patches", "class_token", "registers", "positions")
         return stem, *((f"blocks.{i}",) for i in range(len(self.blocks))), ("norm", "pool")
-
-    def embed(self, images: Float[jax.Array, "n h w 3"]) -> Float[jax.Array, "n d"]:
-        """Embeddings z in float32."""
-        tokens = self.tokens(images)
-        return tokens[:, 0].astype(jnp.float32) if self.pool is None else self.pool(self._maps(tokens, images))
-
-    def _maps(
-        self, tokens: Float[jax.Array, "n t d"], images: Float[jax.Array, "n h w 3"]
-    ) -> Float[jax.Array, "n y x d"]:
-        grid = [size // self.config.patch for size in images.shape[1:3]]
-        return tokens[:, 1 + self.config.registers :].reshape(images.shape[0], *grid, self.config.width)
 
 
 class _Names(NamedTuple):
