@@ -10,7 +10,6 @@ folder of its own, FOLDER/resnet50-seed-0 and so on; stopped, it goes on where i
 from __future__ import annotations
 
 import dataclasses
-import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -104,10 +103,7 @@ def train() -> None:
     refuse_run(folder, "--workdir")
     tracking.check(config.log)
     hosts.join(options.hosts, options)
-    reading = functools.partial(preflight.load, config.data, allow_missing=config.input.on_bad_image == "skip")
-    if devices.is_primary():
-        print("Reading the labels and looking for the images.", flush=True)
-    loaded = hosts.together(reading)
+    loaded = preflight.read(config.data, allow_missing=config.input.on_bad_image == "skip")
     for place, (name, own) in enumerate(parts.items()):
         if devices.is_primary():
             print(f"Member {place + 1} of {len(parts)}: {folder / name}", flush=True)

@@ -11,7 +11,6 @@ runs share their embeddings.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -68,10 +67,7 @@ def main() -> None:
     tracking.check(sweep.config.log)
     hosts.join(sweep.hosts, sweep)
     config, seeds, tuned = sweep.config, sweep.seeds or (sweep.config.seed,), sweep.tuned or sweep.unknowns
-    reading = functools.partial(preflight.load, config.data, allow_missing=config.input.on_bad_image == "skip")
-    if devices.is_primary():
-        print("Reading the labels and looking for the images.", flush=True)
-    loaded = hosts.together(reading)
+    loaded = preflight.read(config.data, allow_missing=config.input.on_bad_image == "skip")
     if devices.is_primary():
         # Of a table that was being written; the runs look after themselves.
         storage.remove_leftovers(sweep.workdir, deep=False)

@@ -6,7 +6,6 @@ Without a configuration it trains on digits drawn on the spot, a minute or two o
 from __future__ import annotations
 
 import dataclasses
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +30,7 @@ def main() -> None:
     tracking.check(config.log)
     # Before anything asks for devices: from here on all hosts do the same.
     hosts.join(experiment.hosts, experiment)
-    reading = functools.partial(preflight.load, config.data, allow_missing=config.input.on_bad_image == "skip")
-    if devices.is_primary():
-        print("Reading the labels and looking for the images.", flush=True)
-    loaded = hosts.together(reading)
+    loaded = preflight.read(config.data, allow_missing=config.input.on_bad_image == "skip")
     if config.split.folds and config.split.fold is None:
         train_folds(loaded, config, experiment.workdir)
     else:

@@ -14,6 +14,7 @@ from cftjax import types
 from cftjax.data import leaks
 from cftjax.data.reading import files, images, spelling
 from cftjax.data.reading.problems import DataError
+from cftjax.runtime import devices, hosts
 from cftjax.text import few
 
 
@@ -27,6 +28,13 @@ def load(data: Any, *, allow_missing: bool) -> types.Dataset:
     if allow_missing and any(field.name == "check_files" for field in dataclasses.fields(data)):
         data = dataclasses.replace(data, check_files=False)
     return data.load()
+
+
+def read(data: Any, *, allow_missing: bool) -> types.Dataset:
+    """What `load` gives, on every host; it is said first, and an error on one host is one on all."""
+    if devices.is_primary():
+        print("Reading the labels and looking for the images.", flush=True)
+    return hosts.together(lambda: load(data, allow_missing=allow_missing))
 
 
 def check(dataset: types.Dataset, leak: Literal["refuse", "warn"], *, allow_missing: bool) -> None:
