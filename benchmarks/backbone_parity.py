@@ -39,12 +39,6 @@ TORCH_SIDE = Path(__file__).with_name("torch_backbones.py")
 CONVOLUTIONAL = ("128", "97")
 # Not square: rows and columns of patches must not be taken for one another.
 PATCHES_OF_16 = ("224", "160x96")
-# Another member shows the same layers, in less time.
-LEFT_OUT = (
-    "dinov3_huge_plus",
-    *(f"siglip2_{size}" for size in ("base_patch16_384", "base_patch16_512", "large_patch16_384", "large_patch16_512")),
-    *(f"siglip2_so400m_{size}" for size in ("patch14_378", "patch16")),
-)
 # Whose images are compared, with those of RAD-DINO.
 PREPARED = ("dinov3_base", "siglip2_base_patch16_224", "xrv_densenet121")
 
@@ -62,8 +56,6 @@ def comparisons() -> Iterator[Comparison]:
     """Every backbone with published weights, by every library that has it."""
     for name in backbones.BACKBONES:
         family, _, rest = name.partition("_")
-        if name.startswith(LEFT_OUT):
-            continue
         if name.startswith("timm_"):
             yield Comparison(name, "timm", rest, CONVOLUTIONAL)
         elif name.startswith(("efficientnet_lite", "tf_efficientnet")):
@@ -93,8 +85,8 @@ def comparisons() -> Iterator[Comparison]:
         elif family == "dinov3":
             for biases in ("", "_qkvb"):
                 yield Comparison(name, "timm", f"vit_{rest}_patch16_dinov3{biases}", PATCHES_OF_16)
-            hub = {"small": "vits16", "small_plus": "vits16plus", "base": "vitb16", "large": "vitl16"}[rest]
-            yield Comparison(name, "transformers", f"dinov3-{hub}", PATCHES_OF_16)
+            size, _, plus = rest.partition("_")
+            yield Comparison(name, "transformers", f"dinov3-vit{size[0]}16{plus}", PATCHES_OF_16)
         elif family == "siglip2":
             size, patch, pixels = rest.split("_")
             other = int(patch.removeprefix("patch")) * 10

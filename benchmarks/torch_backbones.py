@@ -106,6 +106,7 @@ WIDTHS = {
     "small": {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "intermediate_size": 1536},
     "base": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072},
     "large": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096},
+    "huge": {"hidden_size": 1280, "num_hidden_layers": 32, "num_attention_heads": 20, "intermediate_size": 5120},
     "so400m": {"hidden_size": 1152, "num_hidden_layers": 27, "num_attention_heads": 16, "intermediate_size": 4304},
 }
 
@@ -122,7 +123,7 @@ def published_of_transformers(name: str) -> Any:
         depths = [3, 3, 9 if rest[1] == "tiny" else 27, 3]
         return of_transformers("DINOv3ConvNext", hidden_sizes=[first * 2**i for i in range(4)], depths=depths)
     if family == "dinov3":
-        size = {"s": "small", "b": "base", "l": "large"}[rest[0].removeprefix("vit")[0]]
+        size = {"s": "small", "b": "base", "l": "large", "h": "huge"}[rest[0].removeprefix("vit")[0]]
         gated = {"use_gated_mlp": True, "hidden_act": "silu"} if rest[0].endswith("plus") else {}
         return of_transformers("DINOv3ViT", num_register_tokens=4, **WIDTHS[size], **gated)
     size, patch, height = rest

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -57,14 +58,23 @@ def _conv(x: Array, kernel: Array, stride: int, pads: Pads) -> Array:
 def _conv_backward(stride: int, pads: Pads, residuals: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
     x, kernel = residuals
 
-    def ordinary(x: Array, dy: Array) -> Array:
-        return jax.vjp(lambda kernel: ordinary_conv(x, kernel, stride, pads), kernel)[1](dy)[0]
+    def ordinary(x: Array, kernel: Array, dy: Array) -> tuple[Array, Array]:
+        return jax.vjp(lambda x, kernel: ordinary_conv(x, kernel, stride, pads), x, kernel)[1](dy)
 
-    def by_patches(x: Array, dy: Array) -> Array:
-        return patches_kernel_gradient(x, dy, kernel.shape[0], stride, pads).astype(kernel.dtype)
+    def by_patches(x: Array, kernel: Array, dy: Array) -> tuple[Array, Array]:
+        k, around = kernel.shape[0], dy
+        if stride == 1:
+            # Stored once, with the margins that the windows see: both gradients would compute again what leads to dy,
+            # the kernel's for every window, in a DenseNet a sum over all later layers.
+            margins = [(k - 1 - before, k - 1 - after) for before, after in pads]
+            around = in_memory(jnp.pad(dy, ((0, 0), *margins, (0, 0))))
+            dy = window(around, (margins[0][0], margins[1][0]), (dy.shape[1], dy.shape[2]), (1, 1))
+        (dx,) = jax.vjp(lambda x: ordinary_conv(x, kernel, stride, pads), x)[1](dy)
+        if stride == 1 and dy.shape[3] <= x.shape[3]:
+            return dx, kernel_gradient_of_outputs(x, around, k).astype(kernel.dtype)
+        return dx, kernel_gradient_of_inputs(x, dy, k, stride, pads).astype(kernel.dtype)
 
-    (dx,) = jax.vjp(lambda x: ordinary_conv(x, kernel, stride, pads), x)[1](dy)
-    return dx, lax.platform_dependent(x, dy, cpu=by_patches, default=ordinary)
+    return lax.platform_dependent(x, kernel, dy, cpu=by_patches, default=ordinary)
 
 
 _conv.defvjp(lambda x, kernel, stride, pads: (_conv(x, kernel, stride, pads), (x, kernel)), _conv_backward)
@@ -75,35 +85,52 @@ def ordinary_conv(x: Array, kernel: Array, stride: int, pads: Pads) -> Array:
     return lax.conv_general_dilated(x, kernel, (stride, stride), pads, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
-def patches_kernel_gradient(x: Array, dy: Array, k: int, stride: int, pads: Pads) -> Array:
-    """d/dkernel of `conv`, [k k i o] in float32: the product of x with every dy that it meets, or the reverse.
+def kernel_gradient_of_outputs(x: Array, around: Array, k: int) -> Array:
+    """d/dkernel of `conv` at stride 1, [k k i o] in float32: the product of x with the patches of dy that it meets.
 
-    Patches have k*k times as many channels, and so are made of whichever array has fewer.
+    For fewer outputs than inputs: patches have k * k times as many channels.
+
+    Args:
+        x: what was convolved.
+        around: dy with margins, of as many pixels as x sees.
+        k: height and width of the kernel.
     """
-    (n, *_, inputs), outputs = x.shape, dy.shape[3]
+    (height, width, inputs), outputs = x.shape[1:], around.shape[3]
 
-    def product(a: Array, b: Array) -> Array:
-        a, b = a.reshape(-1, a.shape[3]), b.reshape(-1, b.shape[3])
-        return lax.dot_general(a, b, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
-
-    def patches(padded: Array, count: tuple[int, int], step: int) -> Array:
-        windows = [window(padded, (i, j), count, (step, step)) for i in range(k) for j in range(k)]
-        return jnp.concatenate(windows, axis=3)
-
-    def of_outputs(x: Array, dy: Array) -> Array:
-        margins = [(k - 1 - before, k - 1 - after) for before, after in pads]
-        around = patches(jnp.pad(dy, ((0, 0), *margins, (0, 0))), (x.shape[1], x.shape[2]), 1)
+    def gradient(x: Array, around: Array) -> Array:
         # What lies k - 1 pixels before an x has met the kernel's last tap there.
-        return product(x, around).reshape(inputs, k, k, outputs)[:, ::-1, ::-1].transpose(1, 2, 0, 3)
+        taps = _product(x, _patches(around, k, (height, width), 1)).reshape(inputs, k, k, outputs)
+        return taps[:, ::-1, ::-1].transpose(1, 2, 0, 3)
 
-    def of_inputs(x: Array, dy: Array) -> Array:
-        around = patches(jnp.pad(x, ((0, 0), *pads, (0, 0))), (dy.shape[1], dy.shape[2]), stride)
-        return product(around, dy).reshape(k, k, inputs, outputs)
+    return _sum_over_images(gradient, x, around, height * width)
 
-    gradient = of_outputs if stride == 1 and outputs <= inputs else of_inputs
-    images = math.gcd(n, max(1, PIXELS // (dy.shape[1] * dy.shape[2])))
-    passes = (x.reshape(n // images, images, *x.shape[1:]), dy.reshape(n // images, images, *dy.shape[1:]))
-    start = jnp.zeros((k, k, inputs, outputs), jnp.float32)
+
+def kernel_gradient_of_inputs(x: Array, dy: Array, k: int, stride: int, pads: Pads) -> Array:
+    """d/dkernel of `conv`, [k k i o] in float32: the product of the patches of x with the dy that they meet."""
+    (height, width, outputs), inputs = dy.shape[1:], x.shape[3]
+
+    def gradient(x: Array, dy: Array) -> Array:
+        padded = in_memory(jnp.pad(x, ((0, 0), *pads, (0, 0))))
+        return _product(_patches(padded, k, (height, width), stride), dy).reshape(k, k, inputs, outputs)
+
+    return _sum_over_images(gradient, x, dy, height * width)
+
+
+def _product(a: Array, b: Array) -> Array:
+    a, b = a.reshape(-1, a.shape[3]), b.reshape(-1, b.shape[3])
+    return lax.dot_general(a, b, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+
+
+def _patches(padded: Array, k: int, count: tuple[int, int], step: int) -> Array:
+    windows = [window(padded, (i, j), count, (step, step)) for i in range(k) for j in range(k)]
+    return jnp.concatenate(windows, axis=3)
+
+
+def _sum_over_images(gradient: Callable[[Array, Array], Array], a: Array, b: Array, pixels: int) -> Array:
+    """The sum of a gradient over all images, as many at once as have at most `PIXELS`."""
+    images = math.gcd(a.shape[0], max(1, PIXELS // pixels))
+    passes = tuple(array.reshape(-1, images, *array.shape[1:]) for array in (a, b))
+    start = jnp.zeros_like(jax.eval_shape(gradient, *(array[0] for array in passes)))
     return lax.scan(lambda total, chunk: (total + gradient(*chunk), None), start, passes)[0]
 
 
