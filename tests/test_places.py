@@ -9,12 +9,12 @@ import toy
 from flax import nnx
 
 import cftjax
-from cftjax import backbones, export, metrics, train
+from cftjax import backbones, export, metrics, push, train
 from cftjax.backbones import places, resnet
 from cftjax.backbones.places import LikeliestPlaces
 from cftjax.config import BackboneConfig, ClassifierConfig
 from cftjax.data.reading import images as data_images
-from cftjax.inference import formats
+from cftjax.inference import formats, packed
 from cftjax.inference import program as programs
 from cftjax.runtime import storage
 from cftjax.stages import backbone as stage
@@ -171,6 +171,16 @@ def test_a_file_of_every_format_says_what_the_run_says(made, tmp_path, format):
     np.testing.assert_allclose(found, cftjax.load(run.folder)(expected.given), atol=1e-5)
     assert program.description["classifier"] == {"places": 3, "places_weight": 0.5}
     assert program.description["format"] == 2
+
+
+def test_what_is_pushed_looks_at_the_same_places(made, tmp_path):
+    run, files = made
+    packed.write(run, tmp_path, "# Card\n")
+    # What the command holds the files to before they are uploaded.
+    push.check(run, tmp_path)
+    model = packed.load(tmp_path)
+    np.testing.assert_array_equal(model.logits(files), cftjax.load(run.folder).logits(files))
+    assert model.heatmaps(files[:2]).shape == (2, 4, 4, toy.CATEGORIES)
 
 
 OPTIONS = {
