@@ -190,6 +190,7 @@ class Run:
         if primary:
             storage.write_json(record, digests.sealed(content))
         devices.barrier(f"{name} begins")
+        devices.give_back_freed_memory()
         began = time.monotonic()
         try:
             yield stage

@@ -151,13 +151,13 @@ def told(repository: Repository) -> Iterator[ModuleType]:
         raise ValueError(refused(repository, error)) from error
     except ValueError:
         raise
-    except OSError as error:
-        raise ValueError(f"{repository}: {one_line(error)}") from error
-    # Its errors of the network have a base of another library, which differs between its versions.
+    # Errors of the network have a base of another library, which differs between its versions, and may be an OSError.
     except Exception as error:
-        if not type(error).__module__.startswith(("httpx", "httpcore", "requests", "urllib3")):
+        if type(error).__module__.startswith(("httpx", "httpcore", "requests", "urllib3")):
+            raise ValueError(f"{repository}: the hub cannot be reached ({one_line(error)})") from error
+        if not isinstance(error, OSError):
             raise
-        raise ValueError(f"{repository}: the hub cannot be reached ({one_line(error)})") from error
+        raise ValueError(f"{repository}: {one_line(error)}") from error
 
 
 def refused(repository: Repository, error: Exception) -> str:

@@ -39,6 +39,13 @@ def keep_freed_memory() -> bool:
     return mallopt is not None and all(mallopt(each, largest) for each in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD))
 
 
+def give_back_freed_memory() -> None:
+    """Have the C library give back what it keeps: a stage needs other sizes than the one before, and would lie beside."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
+
+
 def refuse_small_memory() -> None:
     """Refuse to begin where a limit leaves less address space than the libraries take: they would end without a word.
 
