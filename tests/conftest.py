@@ -9,8 +9,8 @@ if os.environ.get("CFTJAX_TEST_DEVICES", "cpu") not in ("cpu", "any"):
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-# XLA has one pool of threads for all eight, as many as there are cores, and an all-reduce holds one until all have come:
-# with two, a training's step can wait for itself until XLA ends the process.
+# XLA has one pool of threads for all eight, as many as there are cores, and an all-reduce holds one until all have
+# come: with two, a training's step can wait for itself until XLA ends the process.
 os.environ.setdefault("NPROC", "64")
 if os.environ.get("CFTJAX_TEST_DEVICES") != "any":
     os.environ["JAX_PLATFORMS"] = "cpu"

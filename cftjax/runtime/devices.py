@@ -40,7 +40,7 @@ def keep_freed_memory() -> bool:
 
 
 def give_back_freed_memory() -> None:
-    """Have the C library give back what it keeps: a stage needs other sizes than the one before, and would lie beside."""
+    """Have the C library give back what it keeps, where what follows needs other sizes and would lie beside it."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)
