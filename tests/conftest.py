@@ -15,9 +15,16 @@ os.environ.setdefault("NPROC", "64")
 if os.environ.get("CFTJAX_TEST_DEVICES") != "any":
     os.environ["JAX_PLATFORMS"] = "cpu"
 
+import hypothesis
 import jax
 import pytest
 from jaxtyping import install_import_hook
+
+# The same examples in every run: what new ones find is mended on its own, and holds up no change that has nothing to do
+# with it. CFTJAX_TEST_EXAMPLES=new draws others.
+hypothesis.settings.register_profile("same", derandomize=True, database=None)
+if os.environ.get("CFTJAX_TEST_EXAMPLES") != "new":
+    hypothesis.settings.load_profile("same")
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
