@@ -34,16 +34,21 @@ def keep_freed_memory() -> bool:
     Returns:
         Whether the C library has the setting: glibc does.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    mallopt = _of_the_c_library("mallopt")
     largest = 2**31 - 1
     return mallopt is not None and all(mallopt(each, largest) for each in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD))
 
 
 def give_back_freed_memory() -> None:
     """Have the C library give back what it keeps, where what follows needs other sizes and would lie beside it."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    trim = _of_the_c_library("malloc_trim")
     if trim is not None:
         trim(0)
+
+
+def _of_the_c_library(name: str) -> Any:
+    """A function that glibc has and others may not; None where there is none."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
 
 
 def refuse_small_memory() -> None:
