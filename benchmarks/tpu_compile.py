@@ -39,7 +39,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, PartitionSpec
 from lowered import array
 
-from cftjax.cft import extents, packing, polish, search
+from cftjax.cft import evolution, extents, packing, polish
 from cftjax.config import EmbedConfig, GAConfig, PolishConfig, TuningConfig, with_recipe
 from cftjax.runtime import devices
 
@@ -104,7 +104,7 @@ def generation(mesh: Mesh, config: GAConfig, dim: int, group: Group) -> Any:
     """One generation of the search: of a loop, the compiler would not say how often it runs."""
     genes = config.dimensions or dim
     has_bias = config.dimensions is None
-    engine = search._Engine(config, genes, has_bias, mesh)
+    engine = evolution.Engine(config, genes, has_bias, mesh)
     categories, known, positives, validation, validation_positives = group
     train_rows = rows(mesh, categories, known, genes, positives)
     judging = rows(mesh, categories, validation, genes, validation_positives)

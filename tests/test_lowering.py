@@ -12,7 +12,7 @@ from flax import nnx
 
 from cftjax import backbones, metrics, types
 from cftjax.backbones import convolutions, dinov3, siglip, vit
-from cftjax.cft import packing, polish, search
+from cftjax.cft import evolution, packing, polish
 from cftjax.config import BackboneConfig, GAConfig, PolishConfig, TrainingConfig, TuningConfig, with_recipe
 from cftjax.embeddings import embed
 from cftjax.input.preprocessing import Preprocessing
@@ -125,7 +125,7 @@ def test_embedding_lowers_in_bfloat16(network):
 @pytest.mark.parametrize("config", [GAConfig(dimensions=4, row_share=0.5), PAPER.ga], ids=["default", "paper"])
 def test_the_search_lowers(config, slots):
     whole = config.dimensions is None
-    engine = search._Engine(config, 4, whole, None)
+    engine = evolution.Engine(config, 4, whole, None)
 
     def program(train, validation, seeds, words, limit):
         train, validation = (packing.Rows(*rows, slots=slots) for rows in (train, validation))

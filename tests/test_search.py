@@ -6,7 +6,7 @@ import pytest
 import toy
 
 from cftjax import metrics
-from cftjax.cft import extents, packing, spaces
+from cftjax.cft import evolution, extents, packing, spaces
 from cftjax.cft import search as searching
 from cftjax.config import GAConfig
 from cftjax.types import Embeddings, Heads
@@ -121,7 +121,7 @@ def test_a_search_stops_after_its_patience():
 
 
 def test_best_fitness_on_train_never_falls_under_the_published_operators():
-    engine = searching._engine(PAPER, toy.DIM, True, None)
+    engine = evolution.engine_for(PAPER, toy.DIM, True, None)
     seen = [spaces.see(s, toy.heads(), spaces.Space()) for s in (TRAIN, VALIDATION)]
     rows = [packing.rows_of(s, [0], packing.Shape(256, 64), np.ones(3, np.float32), add_base=False) for s in seen]
     genes = np.append(toy.heads().kernel[0], 0.0).astype(np.float32)[None, None]
@@ -291,15 +291,15 @@ def test_packed_rows_hold_the_positives_first():
 
 
 def test_categories_that_stopped_leave_the_group_and_nothing_changes(monkeypatch):
-    monkeypatch.setattr(searching, "GENERATIONS_AT_ONCE", 5)
-    monkeypatch.setattr(searching, "FEWEST", 1)
-    searching._engine.cache_clear()
+    monkeypatch.setattr(evolution, "GENERATIONS_AT_ONCE", 5)
+    monkeypatch.setattr(evolution, "FEWEST", 1)
+    evolution.engine_for.cache_clear()
     config = dataclasses.replace(PAPER, patience=7, categories_at_once=3)
     together = searching.search(toy.heads(), TRAIN, VALIDATION, key=KEY, config=config)
     alone = searching.search(
         toy.heads(), TRAIN, VALIDATION, key=KEY, config=dataclasses.replace(config, categories_at_once=1)
     )
-    searching._engine.cache_clear()
+    evolution.engine_for.cache_clear()
     stopped = (~np.isnan(together.history)).sum(0)
     assert len(set(stopped)) > 1
     np.testing.assert_array_equal(together.heads.kernel, alone.heads.kernel)
@@ -315,11 +315,11 @@ def test_embeddings_in_bfloat16_rank_nearly_alike(found):
 
 def test_rows_drawn_for_a_generation_leave_every_category_something_to_rank():
     rows = spaces_rows(share_of_positives=0.02)
-    some = searching._some_rows(rows, jax.random.key(0), 0.3)
+    some = evolution._some_rows(rows, jax.random.key(0), 0.3)
     where = np.asarray(some.where)
     assert 0.2 * rows.where.sum() < where.sum() < 0.45 * rows.where.sum()
     assert not (where & ~rows.where).any()
-    none = searching._some_rows(rows, jax.random.key(0), 1e-6)
+    none = evolution._some_rows(rows, jax.random.key(0), 1e-6)
     np.testing.assert_array_equal(none.where, rows.where)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 
-from cftjax.cft.search import GENERATIONS_AT_ONCE
+from cftjax.cft.evolution import GENERATIONS_AT_ONCE
 from cftjax.cft.work import Progress as News
 from cftjax.runtime import interruption
 from cftjax.runtime.progress import Progress
