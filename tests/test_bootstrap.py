@@ -129,6 +129,33 @@ def test_the_interval_of_the_mean_agrees_with_resampling_by_hand():
     np.testing.assert_allclose([ends.low, ends.high], np.percentile(differences, [2.5, 97.5]), atol=1e-6)
 
 
+def test_the_mean_over_many_rare_categories_lies_within_its_own_interval():
+    rng = np.random.default_rng(4)
+    labels, known = rng.random((500, 300)) < 0.01, np.ones((500, 300), bool)
+    scores = (rng.normal(size=(1, 500, 300)) + 2 * labels).astype(np.float32)
+    every = np.ones((500, 1), np.float32)
+    each = [
+        bootstrap.weighted_scores(bootstrap.rank(scores[0, :, c], labels[:, c], known[:, c]), every)["AP"][0]
+        for c in range(300)
+    ]
+    value = float(np.nanmean(each))
+    drawn = np.nanmean(bootstrap.resample(scores, labels, known, resamples=200)["AP"][0], axis=1)
+    plain, moved = bootstrap.interval(value, drawn), bootstrap.score_interval(value, drawn)
+    assert value < plain.low  # positives that are drawn twice flatter AP
+    assert moved.low < value < moved.high
+    assert moved.high - moved.low == pytest.approx(plain.high - plain.low)
+
+
+def test_the_interval_of_a_score_stays_between_0_and_1_and_undefined_where_the_score_is():
+    ends = bootstrap.score_interval(0.99, np.array([0.9, 0.98, 1.0, np.nan]))
+    assert (ends.high, ends.resamples) == (1.0, 3)
+    assert ends.low == pytest.approx(np.percentile([0.9, 0.98, 1.0], 2.5) + 0.03)
+    assert bootstrap.score_interval(0.01, np.array([0.0, 0.02, 0.1])).low == 0
+    for value, samples in ((float("nan"), [0.1]), (0.5, [np.nan])):
+        nothing = bootstrap.score_interval(value, np.array(samples))
+        assert np.isnan([nothing.low, nothing.high]).all()
+
+
 def test_undefined_resamples_are_left_out_of_the_interval():
     ends = bootstrap.interval(0.5, np.array([0.0, np.nan, 1.0]), level=0.9)
     assert (ends.value, ends.resamples) == (0.5, 2)

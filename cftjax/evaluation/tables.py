@@ -244,6 +244,7 @@ def notes(out: Mapping[str, Any], most_rows: int = MOST_ROWS) -> list[str]:
     if drawn["resamples"]:
         what = "groups, each with all its rows" if drawn["drawn"] == "groups" else out["unit"]
         lines.append(f"Intervals: 95 % percentiles of {drawn['resamples']:,} bootstrap resamples of the {what}.")
+        lines.append("Those of a score are moved until the mean of its resamples is the score.")
         least = min(
             (count, out["categories"][i])
             for model in out["models"][-1:]

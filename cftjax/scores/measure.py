@@ -207,8 +207,8 @@ def interval_of(measured: Measured, place: int, metric: Metric, category: int | 
     """A metric of one model, of one category or of their mean where none is named, with its interval."""
     samples, value = measured.resampled[metric][place], measured.scores[place].each[metric]
     if category is not None:
-        return bootstrap.interval(float(value[category]), samples[:, category])
-    return bootstrap.interval(metrics.mean_of(value), means(samples))
+        return bootstrap.score_interval(float(value[category]), samples[:, category])
+    return bootstrap.score_interval(metrics.mean_of(value), means(samples))
 
 
 class Difference(NamedTuple):
