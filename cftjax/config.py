@@ -407,7 +407,8 @@ class GAConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PolishConfig:
-    """Gradient descent on the known labels, from every head that a pull leads to; validation picks one per category."""
+    """Regressions on the known labels, one for each pull and strength, and the discriminant beside them; `choose.rule`
+    shared takes settings that suit all categories, other rules pick a regression per category on validation."""
 
     metric: Metric = "AP"
     """Validation score that picks."""

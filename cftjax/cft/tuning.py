@@ -1,4 +1,7 @@
-"""The whole of CFT on arrays: search and polish in either order, then choose; with a validation split or without."""
+"""CFT on arrays, and the way of rules that choose per category: search and polish in either order, then the choice.
+
+The default learns from every known label instead: `crossfit`.
+"""
 
 from __future__ import annotations
 
@@ -148,7 +151,10 @@ def fine_tune(
     config: TuningConfig | None = None,
     key: jax.Array | None = None,
 ) -> Chosen:
-    """Fine-tune each category's head on its known training labels, and keep what validation speaks for.
+    """Fine-tune each category's head on its known labels, and keep what validation speaks for.
+
+    By default heads learn from the known labels of both splits, and each validation image is judged by heads that have
+    not learned from it; with `choose.refit` none, or a rule that chooses per category, from those of train alone.
 
     Args:
         train: z [n d] or [n c d], labels [n c], known [n c].
