@@ -407,8 +407,10 @@ class GAConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PolishConfig:
-    """Regressions on the known labels, one for each pull and strength, and the discriminant beside them; `choose.rule`
-    shared takes settings that suit all categories, other rules pick a regression per category on validation."""
+    """Regressions on the known labels, one for each pull and strength, and the discriminant beside them.
+
+    With `choose.rule` shared all categories have the same settings, else validation picks a regression per category.
+    """
 
     metric: Metric = "AP"
     """Validation score that picks."""
