@@ -62,7 +62,7 @@ def main() -> None:
         both = [drawn(population, rng) for _ in range(sets)]
         first, apart = [one for one, _ in both], [other for _, other in both]
         cells = [f"{population.images:,}", str(population.categories), f"{100 * population.positive:g} %"]
-        cells += [added(first), held(first, as_it_is), held(first, moved)]
+        cells += [added(first), held(first, as_it_is), held(first, as_printed)]
         cells += [f"{100 * np.mean([one.value for one in apart]):.1f}"]
         cells += [added(apart), held(apart, as_it_is), held(apart, moved)]
         print(f"| {' | '.join(cells)} |", flush=True)
@@ -86,8 +86,13 @@ def as_it_is(one: Drawn) -> Interval:
     return bootstrap.interval(one.value, one.samples)
 
 
+def as_printed(one: Drawn) -> Interval:
+    """Of a score, moved."""
+    return bootstrap.score_interval(one.value, one.samples)
+
+
 def moved(one: Drawn) -> Interval:
-    """Percentiles moved by what resampling adds."""
+    """Of a difference, which may be negative, moved likewise."""
     plain, bias = as_it_is(one), float(np.mean(one.samples)) - one.value
     return dataclasses.replace(plain, low=plain.low - bias, high=plain.high - bias)
 

@@ -211,7 +211,7 @@ def score_interval(value: float, samples: Float[np.ndarray, " r"], level: float 
         Interval: between 0 and 1.
     """
     plain = interval(value, samples, level)
-    bias = float(np.mean(samples[~np.isnan(samples)])) - value if plain.resamples else 0.0
+    bias = float(np.nanmean(samples)) - value if plain.resamples else 0.0
     low, high = np.clip([plain.low - bias, plain.high - bias], 0, 1)
     return dataclasses.replace(plain, low=float(low), high=float(high))
 
