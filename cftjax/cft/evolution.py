@@ -298,9 +298,7 @@ def evolve(
     final = everyone()
     # Where a half lacks a positive or a negative, nothing speaks for the search.
     gains = np.asarray(final.rest_held) - on_the_parts
-    held_out = gains.mean(axis=1) if gains.shape[1] else np.full(len(gains), np.nan)
-    if gains.shape[1]:
-        held_out = np.where(np.isnan(held_out), 0.0, held_out)
+    held_out = np.nan_to_num(gains.mean(axis=1)) if gains.shape[1] else np.full(len(gains), np.nan)
     return final, history, before, held_out.astype(np.float32)
 
 
